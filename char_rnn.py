@@ -114,7 +114,8 @@ def read_text(path, piece_bytes=1 << 20):
         length += len(codes)
     distinct = np.flatnonzero(seen)
     if len(distinct) < 2:
-        raise ValueError(f"{path} has {len(distinct)} distinct characters, and there is nothing to learn below 2")
+        what = f"holds nothing but {chr(distinct[0])!r}" if length else "is empty"
+        raise ValueError(f"{path} {what}: learning takes at least 2 distinct characters")
 
     index = np.zeros(sys.maxunicode + 1, np.min_scalar_type(len(distinct) - 1))
     index[distinct] = np.arange(len(distinct))
@@ -133,10 +134,10 @@ def side_by_side(ids, stretch, streams):
 def encode(text, char_to_ix):
     """The character indices of text; raises ValueError naming the characters that the model never saw."""
     unknown = sorted(set(text) - set(char_to_ix))
-    if unknown or not text:
-        raise ValueError(
-            f"the model never saw {' '.join(map(repr, unknown))}" if unknown else "the start text is empty"
-        )
+    if unknown:
+        raise ValueError(f"the model never saw {' '.join(map(repr, unknown))}")
+    if not text:
+        raise ValueError("the start text is empty: at least 1 character is needed")
     return np.array([char_to_ix[char] for char in text], np.intp)
 
 
@@ -145,6 +146,12 @@ def require_sizes(**sizes):
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
+
+
+def require_seed(seed):
+    """Raises ValueError unless seed is None (another one each time) or a whole number of at least 0."""
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, not {seed}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,6 +207,7 @@ class RNN:
         require_sizes(hidden_size=hidden_size, vocab_size=vocab_size, seq_length=seq_length)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number, not {learning_rate}")
+        require_seed(seed)
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
         H, V = self.hidden_size, self.vocab_size = hidden_size, vocab_size
@@ -325,17 +333,20 @@ class RNN:
 
         Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
         max_iters iterations in all, or when stop turns true (say, a list that a signal handler appends to).
-        report(rnn) is called every report_every iterations; without one, progress is printed.
+        report(rnn) is called every report_every iterations and at the end; without one, progress is printed.
 
         Raises ValueError for a reader of other sizes, FloatingPointError when the loss is no longer a number.
         """
         sizes, expected = (data_reader.vocab_size, data_reader.seq_length), (self.vocab_size, self.seq_length)
         if sizes != expected:
             raise ValueError(f"the reader has (vocab_size, seq_length) {sizes}, the model {expected}")
-        report = report or Progress(data_reader, max_iters)
+        report = report or Progress(data_reader, max_iters, threshold)
+        zeros = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
+        if self.a_prev is None:
+            self.a_prev = zeros
         while self.smooth_loss > threshold and self.iteration < max_iters and not stop:  # step 9: repeat
-            if data_reader.just_started() or self.a_prev is None:  # step 1
-                self.a_prev = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
+            if data_reader.just_started():  # step 1
+                self.a_prev = zeros
             inputs, targets = data_reader.next_batch()  # step 2
             a, y_pred = self.forward(inputs, self.a_prev)  # step 3
             loss = self.loss(y_pred, targets)
@@ -351,6 +362,8 @@ class RNN:
             self.a_prev = a[-1].copy()  # step 7
             if self.iteration % report_every == 0:  # step 8
                 report(self)
+        if self.iteration % report_every and not stop:
+            report(self)
         return self.losses
 
     def evaluate(self, data_reader, max_chars=1 << 17):
@@ -472,9 +485,10 @@ def load_checkpoint(path):
         with np.load(io.BytesIO(data[:-32]), allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
-        names = ("hidden_size", "seq_length", "learning_rate", "optimizer", "seed")
-        rnn = RNN(vocab_size=len(about["chars"]), **{name: about["settings"][name] for name in names})
-        rnn.a_prev = np.zeros((about["settings"]["batch_size"], rnn.hidden_size), rnn.dtype)
+        settings = {name: type(default)(about["settings"][name]) for name, (default, _) in HYPERPARAMETERS.items()}
+        about["settings"], about["position"] = settings, int(about["position"])
+        rnn = new_model(len(about["chars"]), settings)
+        rnn.a_prev = np.zeros((settings["batch_size"], rnn.hidden_size), rnn.dtype)
         rnn.best_theta = np.empty_like(rnn.theta)
         places = {**rnn.named(rnn.best_theta), "theta": rnn.theta, "moments": rnn.moments, "a_prev": rnn.a_prev}
         places["losses"] = np.zeros(about["iteration"])
@@ -495,6 +509,12 @@ def load_checkpoint(path):
     except Exception as error:  # whatever a file made by other hands may bring about
         raise ValueError(f"{path} is not a checkpoint of char_rnn.py: {type(error).__name__}: {error}") from None
     return rnn, about
+
+
+def new_model(vocab_size, settings):
+    """The untrained model that the settings describe."""
+    names = ("hidden_size", "seq_length", "learning_rate", "optimizer", "seed")
+    return RNN(vocab_size=vocab_size, **{name: settings[name] for name in names})
 
 
 def text_mark(data_reader):
@@ -526,18 +546,18 @@ class Progress:
     save(rnn), where given, is called last.
     """
 
-    def __init__(self, data_reader, max_iters, save=None):
-        self.reader, self.max_iters, self.save = data_reader, max_iters, save
+    def __init__(self, data_reader, max_iters, threshold=0.0, save=None):
+        self.reader, self.max_iters, self.threshold, self.save = data_reader, max_iters, threshold, save
         self.chars = data_reader.seq_length * data_reader.batch_size
         # To read the held-out text once for every four times its length in training costs a tenth of the time or so.
         self.validate_every = 500 * math.ceil(4 * min(len(data_reader.val_ids), 1 << 17) / (500 * self.chars))
         self.since = time.perf_counter()
         print(f"{'iteration':>13}{'smooth loss':>13}{'nats':>8}{'bits':>8}{'validation':>12}{'chars/s':>12}{'left':>8}")
 
-    def __call__(self, rnn, last=False):
+    def __call__(self, rnn):
         rnn.seconds += time.perf_counter() - self.since
         nats, val_nats = rnn.smooth_loss / rnn.seq_length, math.nan
-        last = last or rnn.iteration >= self.max_iters
+        last = rnn.iteration >= self.max_iters or rnn.smooth_loss <= self.threshold
         if len(self.reader.val_ids) and (last or rnn.iteration % self.validate_every == 0):
             val_nats = rnn.evaluate(self.reader)
             if val_nats < rnn.best_loss:
@@ -562,9 +582,10 @@ def train_command(args):
     """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
     pyplot = import_pyplot() if args.plot else None
     for path in filter(None, (args.checkpoint, args.log, args.plot)):
-        folder = Path(path).resolve().parent
-        if Path(path).is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"{path} cannot be written: {'it is a folder' if Path(path).is_dir() else folder}")
+        if Path(path).is_dir():
+            raise ValueError(f"{path} cannot be written: it is a folder")
+        if not os.access(Path(path).resolve().parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
     given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
     settings = {name: default for name, (default, _) in HYPERPARAMETERS.items()}
     if args.resume:
@@ -584,17 +605,17 @@ def train_command(args):
             raise ValueError(f"{args.checkpoint} was trained on another text than {args.text}")
         reader.position = about["position"]
     else:
-        names = ("hidden_size", "seq_length", "learning_rate", "optimizer", "seed")
-        rnn = RNN(vocab_size=reader.vocab_size, **{name: settings[name] for name in names})
+        rnn = new_model(reader.vocab_size, settings)
 
-    length, held_out, V = len(reader.train_ids) + len(reader.val_ids), len(reader.val_ids), reader.vocab_size
-    print(f"{args.text}: {length:,} characters, {V} of them distinct, the last {held_out:,} held out for validation")
-    if not held_out and settings["val_fraction"]:
-        print(f"{length:,} characters are too few to hold any out: training goes without validation")
-    print(
-        f"{rnn.hidden_size} hidden units, {len(rnn.theta):,} parameters; the loss is per character, and blind guessing"
-    )
-    print(f"among {V} costs log({V}) = {math.log(V):.3f} nats, or {math.log2(V):.3f} bits")
+    held_out, length = len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)
+    print(f"{Path(args.text).name}: {length:,} characters, {reader.vocab_size} of them distinct")
+    if held_out:
+        print(f"training on the first {length - held_out:,}, validation on the last {held_out:,}")
+    elif settings["val_fraction"]:
+        print("too short to hold any of it out: training without validation")
+    print(f"{rnn.hidden_size} hidden units, {len(rnn.theta):,} parameters")
+    V = rnn.vocab_size
+    print(f"blind guessing costs log({V}) = {math.log(V):.3f} nats = {math.log2(V):.3f} bits per character")
     if args.resume:
         print(f"going on with {args.checkpoint} after iteration {rnn.iteration:,}")
     elif os.path.exists(args.checkpoint):
@@ -610,17 +631,14 @@ def train_command(args):
     stop = []  # signals that came in: the iteration under way is finished first; the same signal again ends at once
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
-    progress = Progress(reader, settings["max_iters"], save)
-    rnn.train(reader, settings["max_iters"], settings["threshold"], progress, stop=stop)
+    limits = settings["max_iters"], settings["threshold"]
+    rnn.train(reader, *limits, Progress(reader, *limits, save), stop=stop)
     if stop:
         if rnn.iteration:
             save(rnn)
         command = shlex.join([sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, "--resume"])
         print(f"\nstopped after iteration {rnn.iteration:,}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
-    if not rnn.history or rnn.history[-1][0] < rnn.iteration:
-        progress(rnn, last=True)
-
     if rnn.best_theta is not None:
         nats = rnn.best_loss
         print(f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run")
@@ -672,13 +690,18 @@ def sample_command(args):
     rnn, about = load_checkpoint(args.checkpoint)
     if rnn.best_theta is not None:
         rnn.theta[:] = rnn.best_theta
-    rnn.rng = np.random.default_rng(args.seed)
     require_sizes(length=args.length)
+    require_seed(args.seed)
+    rnn.rng = np.random.default_rng(args.seed)
+    start = about["chars"][0] if args.start is None else args.start
     if args.start_file:
-        start = (sys.stdin.buffer.read() if args.start_file == "-" else Path(args.start_file).read_bytes()).decode()
-        start = start.replace("\r\n", "\n")
-    else:
-        start = about["chars"][0] if args.start is None else args.start
+        raw = sys.stdin.buffer.read() if args.start_file == "-" else Path(args.start_file).read_bytes()
+        try:
+            start = raw.decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{args.start_file} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}"
+            ) from None
     ixs = encode(start, {char: ix for ix, char in enumerate(about["chars"])})
     characters = (about["chars"][ix] for ix in rnn.generate(ixs, args.temperature))
     for text in itertools.chain([start], itertools.islice(characters, args.length), ["\n"]):
