@@ -190,6 +190,7 @@ def sgd(gradient, moments, t, learning_rate):
     return learning_rate * gradient
 
 
+MAX_EVALUATED = 1 << 17  # characters
 OPTIMIZERS = {"adam": (adam, 2), "adagrad": (adagrad, 1), "sgd": (sgd, 0)}  # name: (rule, moments it keeps)
 
 
@@ -366,14 +367,14 @@ class RNN:
             report(self)
         return self.losses
 
-    def evaluate(self, data_reader, max_chars=1 << 17):
-        """The mean cross-entropy per character, in nats, over (at most the first max_chars of) the held-out text.
+    def evaluate(self, data_reader):
+        """The mean cross-entropy per character, in nats, over the held-out text (at most MAX_EVALUATED of it).
 
         The hidden state is carried through the text. A long text is read as several streams side by side; each
         starts from the state that the last 200 characters of the stretch before it leave behind.
         Raises ValueError when nothing is held out.
         """
-        ids = data_reader.val_ids[: max_chars + 1]
+        ids = data_reader.val_ids[: MAX_EVALUATED + 1]
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} characters are held out, and at least 2 are needed")
         streams = max(1, len(ids) // 2000)
@@ -550,7 +551,7 @@ class Progress:
         self.reader, self.max_iters, self.threshold, self.save = data_reader, max_iters, threshold, save
         self.chars = data_reader.seq_length * data_reader.batch_size
         # To read the held-out text once for every four times its length in training costs a tenth of the time or so.
-        self.validate_every = 500 * math.ceil(4 * min(len(data_reader.val_ids), 1 << 17) / (500 * self.chars))
+        self.validate_every = 500 * math.ceil(4 * min(len(data_reader.val_ids), MAX_EVALUATED) / (500 * self.chars))
         self.since = time.perf_counter()
         print(f"{'iteration':>13}{'smooth loss':>13}{'nats':>8}{'bits':>8}{'validation':>12}{'chars/s':>12}{'left':>8}")
 
@@ -578,14 +579,8 @@ class Progress:
         self.since = time.perf_counter()
 
 
-def train_command(args):
-    """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
-    pyplot = import_pyplot() if args.plot else None
-    for path in filter(None, (args.checkpoint, args.log, args.plot)):
-        if Path(path).is_dir():
-            raise ValueError(f"{path} cannot be written: it is a folder")
-        if not os.access(Path(path).resolve().parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
+def prepare(args):
+    """The settings, the reader and the model of a run, new or resumed."""
     given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
     settings = {name: default for name, (default, _) in HYPERPARAMETERS.items()}
     if args.resume:
@@ -600,21 +595,31 @@ def train_command(args):
         raise ValueError(f"threshold must be zero or a positive number, not {settings['threshold']}")
 
     reader = DataReader(args.text, settings["seq_length"], settings["batch_size"], settings["val_fraction"])
-    if args.resume:
-        if ("".join(reader.chars), text_mark(reader)) != (about["chars"], about["text"]):
-            raise ValueError(f"{args.checkpoint} was trained on another text than {args.text}")
-        reader.position = about["position"]
-    else:
-        rnn = new_model(reader.vocab_size, settings)
+    if not args.resume:
+        return settings, reader, new_model(reader.vocab_size, settings)
+    if ("".join(reader.chars), text_mark(reader)) != (about["chars"], about["text"]):
+        raise ValueError(f"{args.checkpoint} was trained on another text than {args.text}")
+    reader.position = about["position"]
+    return settings, reader, rnn
 
-    held_out, length = len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)
-    print(f"{Path(args.text).name}: {length:,} characters, {reader.vocab_size} of them distinct")
+
+def train_command(args):
+    """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
+    pyplot = import_pyplot() if args.plot else None
+    for path in filter(None, (args.checkpoint, args.log, args.plot)):
+        if Path(path).is_dir():
+            raise ValueError(f"{path} cannot be written: it is a folder")
+        if not os.access(Path(path).resolve().parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
+    settings, reader, rnn = prepare(args)
+
+    V, held_out, length = rnn.vocab_size, len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)
+    print(f"{Path(args.text).name}: {length:,} characters, {V} of them distinct")
     if held_out:
         print(f"training on the first {length - held_out:,}, validation on the last {held_out:,}")
     elif settings["val_fraction"]:
         print("too short to hold any of it out: training without validation")
     print(f"{rnn.hidden_size} hidden units, {len(rnn.theta):,} parameters")
-    V = rnn.vocab_size
     print(f"blind guessing costs log({V}) = {math.log(V):.3f} nats = {math.log2(V):.3f} bits per character")
     if args.resume:
         print(f"going on with {args.checkpoint} after iteration {rnn.iteration:,}")
