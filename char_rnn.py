@@ -623,9 +623,11 @@ def train_command(args):
     print(f"blind guessing costs log({V}) = {math.log(V):.3f} nats = {math.log2(V):.3f} bits per character")
     if args.resume:
         print(f"going on with {args.checkpoint} after iteration {rnn.iteration:,}")
-    elif os.path.exists(args.checkpoint):
-        write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
-        print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
+    else:
+        if os.path.exists(args.checkpoint):
+            write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
+            print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
+        print(f"before training it writes {rnn.predict(reader, reader.chars[0], 50)!r}")
     print(flush=True)
 
     def save(rnn):
@@ -762,7 +764,7 @@ def parse(argv):
     )
     sample.add_argument("--seed", type=int, metavar="N", help="seed of the random numbers (default: another each time)")
 
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+    if not argv or argv[0] not in ("train", "sample", "-h", "--help"):
         argv = ["train", *argv]
     return parser.parse_args(argv)
 

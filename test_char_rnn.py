@@ -621,6 +621,7 @@ class TestCheckpoints(InFolder):
 class TestCommandLine(InFolder):
     def test_without_arguments_it_learns_the_fables(self):
         out = self.succeed("--max-iters=3")
+        self.assertIn("before training it writes", out)
         self.assertIn("fables.txt: 144,642 characters, 62 of them distinct", out)
         self.assertIn("log(62) = 4.127 nats", out)
         self.assertRegex(out, r"validation loss \d\.\d+ nats")
@@ -750,7 +751,7 @@ class TestCommandLine(InFolder):
             ("it is a folder", ["--checkpoint", nested]),
             ("folder is missing or read-only", ["--log=nowhere/history.csv"]),
             ("unrecognized arguments: --hiden-size=3", ["--hiden-size=3"]),
-            ("invalid choice: 'learn'", ["learn"]),
+            ("learn: No such file or directory", ["learn"]),
             ("none.npz: No such file or directory", ["sample", "none.npz"]),
             ("text.txt is damaged, or not a checkpoint", ["sample", text]),
             ("the model never saw '!' 'é'", ["sample", "--start=é word!"]),
