@@ -167,16 +167,21 @@ def softmax(x):
 
 
 def adam(gradient, moments, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """The t-th step of Adam, m_hat / (sqrt(v_hat) + epsilon), with the corrections for moments that start at zero
-    (m_hat = m / (1 - beta1^t), v_hat likewise) drawn into the rate, as Kingma and Ba (2015, section 2) suggest."""
+    """The t-th step of Adam, m_hat / (sqrt(v_hat) + epsilon), with moments corrected for their start at zero (Kingma
+    and Ba, 2015). Here m and v are the plain sums m = beta1 m + g and v = beta2 v + g^2, so that all their factors
+    meet in two numbers, and everything is done in place: a step costs what its passes over memory cost."""
     m, v = moments
     m *= beta1
-    m += (1 - beta1) * gradient
+    m += gradient
     v *= beta2
-    v += (1 - beta2) * np.square(gradient)
-    correction = math.sqrt(1 - beta2**t)
-    rate = learning_rate * correction / (1 - beta1**t)
-    return rate * m / (np.sqrt(v) + epsilon * correction)
+    v += np.square(gradient, out=gradient)
+    m_factor = (1 - beta1) / (1 - beta1**t)  # m_hat = m_factor * m
+    v_factor = (1 - beta2) / (1 - beta2**t)  # v_hat = v_factor * v
+    step = np.sqrt(v, out=gradient)
+    step += epsilon / math.sqrt(v_factor)
+    np.divide(m, step, out=step)
+    step *= learning_rate * m_factor / math.sqrt(v_factor)
+    return step
 
 
 def adagrad(gradient, moments, t, learning_rate, epsilon=1e-10):
@@ -291,7 +296,8 @@ class RNN:
         dz = y_pred.reshape(-1, self.vocab_size) - self.one_hot(targets)
         dz /= targets.size / len(targets)
         dn = dz.dot(self.Wya).reshape(a[1:].shape)
-        slope = 1 - np.square(a[1:])
+        slope = np.square(a[1:])
+        np.subtract(1, slope, out=slope)
         dn[-1] *= slope[-1]
         dn_after, Waa, product = dn[-1], self.Waa, np.empty_like(a[0])
         for dn_t, slope_t in zip(dn[-2::-1], slope[-2::-1], strict=True):
