@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -613,6 +614,19 @@ class Processes(InFolder):
         process = start("train", self.folder / "none.csv")
         out, err = process.communicate()
         self.assert_one_line((process.returncode, out, err), "none.csv")
+
+
+@unittest.skipUnless((SCRIPT.parent / "README.md").exists(), "README.md is not beside the tests")
+class Readme(InFolder):
+    def test_python_snippets_about_stock_rnn_run_as_written(self):
+        text = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+        snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "stock_rnn" in code]
+        self.assertGreater(len(snippets), 0)
+        (self.folder / "data").symlink_to(SCRIPT.parent / "data")
+        (self.folder / "stock_rnn.py").write_bytes(SCRIPT.read_bytes())
+        for snippet in snippets:
+            done = subprocess.run([sys.executable, "-c", snippet], cwd=self.folder, capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), snippet)
 
 
 if __name__ == "__main__":
