@@ -34,6 +34,9 @@ try:
 except ImportError:
     matplotlib = None
 
+# For the commands that are run below: models this small gain nothing from a second thread, which waits on a busy machine.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 HERE = Path(__file__).resolve().parent
 SCRIPT = str(HERE / "char_rnn.py")
 FABLES = str(HERE / "data" / "fables.txt")
