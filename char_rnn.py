@@ -5,7 +5,7 @@
 # SPDX-License-Identifier: MIT-0
 """A character-level recurrent neural network, from scratch in NumPy.
 
-    python char_rnn.py                          learn to write fables, in about a minute
+    python char_rnn.py                          learn to write fables, in less than a minute
     python char_rnn.py train my.txt             learn from your own text
     python char_rnn.py sample char_rnn.npz      write new text with what was learned
 
@@ -146,6 +146,8 @@ def require_sizes(**sizes):
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
+        if size >= 1 << 31:
+            raise ValueError(f"{name} {size} is too large")
 
 
 def require_seed(seed):
@@ -338,7 +340,7 @@ class RNN:
     def train(self, data_reader, max_iters=6000, threshold=0.0, report=None, report_every=500, stop=()):
         """The hand-out's nine steps; returns the loss of every iteration so far (summed over T, mean over streams).
 
-        Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
+        The learning rate follows schedule(max_iters). Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
         max_iters iterations in all, or when stop turns true (say, a list that a signal handler appends to).
         report(rnn) is called every report_every iterations and at the end; without one, progress is printed.
 
@@ -348,7 +350,7 @@ class RNN:
         if sizes != expected:
             raise ValueError(f"the reader has (vocab_size, seq_length) {sizes}, the model {expected}")
         report = report or Progress(data_reader, max_iters, threshold)
-        zeros = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
+        zeros, started = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype), self.iteration
         if self.a_prev is None:
             self.a_prev = zeros
         while self.smooth_loss > threshold and self.iteration < max_iters and not stop:  # step 9: repeat
@@ -369,7 +371,7 @@ class RNN:
             self.a_prev = a[-1].copy()  # step 7
             if self.iteration % report_every == 0:  # step 8
                 report(self)
-        if self.iteration % report_every and not stop:
+        if self.iteration % report_every and self.iteration > started and not stop:
             report(self)
         return self.losses
 
@@ -442,6 +444,7 @@ HISTORY = ("iteration", "seconds", "train_nats", "val_nats")  # seconds of train
 
 def write_whole(path, data):
     """Write bytes to path whole or not at all: a temporary file beside it, fsync, and one rename."""
+    path = os.path.realpath(path)  # a link goes on to point to what is written
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -612,11 +615,14 @@ def prepare(args):
 def train_command(args):
     """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
     pyplot = import_pyplot() if args.plot else None
-    for path in filter(None, (args.checkpoint, args.log, args.plot)):
-        if Path(path).is_dir():
-            raise ValueError(f"{path} cannot be written: it is a folder")
+    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{path} cannot be written: it is a folder or a device")
         if not os.access(Path(path).resolve().parent, os.W_OK):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
+        if [os.path.realpath(other) for other in (args.text, *outputs)].count(os.path.realpath(path)) > 1:
+            raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
     settings, reader, rnn = prepare(args)
 
     V, held_out, length = rnn.vocab_size, len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)
@@ -646,12 +652,20 @@ def train_command(args):
         signal.signal(number, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
     limits = settings["max_iters"], settings["threshold"]
     rnn.train(reader, *limits, Progress(reader, *limits, save), stop=stop)
+    if not rnn.iteration:
+        if stop:
+            print("stopped before the first iteration: nothing is saved", flush=True)
+            return 128 + stop[0]
+        raise ValueError(
+            f"nothing to train: the smooth loss starts at {rnn.smooth_loss:.2f}, under threshold {limits[1]}"
+        )
     if stop:
-        if rnn.iteration:
-            save(rnn)
+        save(rnn)
         command = shlex.join([sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, "--resume"])
         print(f"\nstopped after iteration {rnn.iteration:,}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
+    if args.log:
+        write_log(args.log, rnn.history)
     if rnn.best_theta is not None:
         nats = rnn.best_loss
         print(f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run")
@@ -695,7 +709,9 @@ def plot_history(pyplot, path, history):
     axes.set(xlabel="iteration", ylabel="loss (nats per character)")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_whole(path, picture.getvalue())
 
 
 def sample_command(args):
@@ -717,7 +733,8 @@ def sample_command(args):
             ) from None
     ixs = encode(start, {char: ix for ix, char in enumerate(about["chars"])})
     characters = (about["chars"][ix] for ix in rnn.generate(ixs, args.temperature))
-    for text in itertools.chain([start], itertools.islice(characters, args.length), ["\n"]):
+    first = next(characters)  # whatever is wrong is told before anything is written
+    for text in itertools.chain([start, first], itertools.islice(characters, args.length - 1), ["\n"]):
         print(text, end="", flush=True)
     return 0
 
@@ -779,9 +796,11 @@ def main(argv=None):
     """Run the command line; returns the exit status: 0, 2 for a mistake told in one line, 130 or 143 when stopped."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
-    sys.stdout.reconfigure(errors="replace")
-    args = parse(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (a closed one is None)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
+        args = parse(sys.argv[1:] if argv is None else argv)
         return args.run(args)
     except KeyboardInterrupt:
         return 130

@@ -31,6 +31,7 @@ import io
 import itertools
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -49,7 +50,7 @@ from torch import nn
 
 KLINE = ("open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count")
 KLINE += ("taker_buy_volume", "taker_buy_quote_volume", "ignore")  # what Binance publishes, without a header
-TIME_MARKS = ("time", "date", "unix")  # the first column with one of these in its name says when a price was
+TIME_WORDS = {"time", "date", "datetime", "timestamp", "unix"}
 
 
 def load_prices(path, column="open", every=1):
@@ -57,18 +58,21 @@ def load_prices(path, column="open", every=1):
 
     The columns are named by a header, in any case, or are those of Binance's kline files, which have none. Lines before
     the header that are empty, start with # or have no second field are passed over. Rows are put in the order of the
-    first column with "time", "date" or "unix" in its name, where there is one, and stderr is told if that moved any.
+    first column whose name has one of TIME_WORDS, where there is one, and stderr is told if that moved any.
 
     Raises ValueError for a file without such a column or without rows, for a price that is not a positive number, and
     for times that repeat or cannot be sorted, naming the line.
     """
     require_sizes(every=every)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is a directory, a pipe or a device: prices are read from a file")
     names, delimiter, skip = read_header(path, column)
     matches = [ix for ix, name in enumerate(names) if name.lower() == column.lower()]
     if not matches:
         raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, names))}")
     price_column = min(matches, key=lambda ix: names[ix] != column)
-    time_columns = [ix for ix, name in enumerate(names) if any(mark in name.lower() for mark in TIME_MARKS)]
+    words = [re.sub("([a-z])([A-Z])", r"\1 \2", name).lower() for name in names]  # openTime: open time
+    time_columns = [ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))]
     columns = (price_column, *time_columns[:1])
 
     rows = functools.partial(read_slowly, path, delimiter, skip, columns)
@@ -209,7 +213,10 @@ class StockDataset(torch.utils.data.Dataset):
         if scale is None:
             if low == high:
                 raise ValueError(f"all {len(self.prices)} prices are {low:g}: there is nothing to learn")
-            scale = (low, high) if normalise == "range" else np.std(np.diff(self.prices) / self.prices[:-1])
+            changes = np.diff(self.prices) / self.prices[:-1]
+            if normalise == "window" and np.ptp(changes) < 1e-9:
+                raise ValueError(f"every price is {changes[0]:+.6g} from the one before: there is nothing to learn")
+            scale = (low, high) if normalise == "range" else np.std(changes)
         self.scale = tuple(map(float, scale)) if normalise == "range" else float(scale)
 
         if normalise == "range":
@@ -279,6 +286,8 @@ def require_sizes(**sizes):
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
+        if size >= 1 << 31:
+            raise ValueError(f"{name} {size} is too large")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -449,6 +458,7 @@ def forecast(model, prices, steps, seq_length=20, normalise="window", scale=None
 
 def write_whole(path, data):
     """Write bytes to path whole or not at all: a temporary file beside it, fsync, and one rename."""
+    path = os.path.realpath(path)  # a link goes on to point to what is written
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -532,6 +542,7 @@ def require_torch():
 
 DATA = Path(__file__).parent / "data" / "btcusd_20h.csv"
 CHECKPOINT = "stock_rnn.pt"
+NEVER_SEEN = "prices never seen"
 RANGE_RATE = 3e-3  # "range" starts far from the naive forecast, and has a way to go
 HYPERPARAMETERS = {  # name: (default, what it is)
     "column": ("open", "column of prices in the file"),
@@ -573,11 +584,14 @@ class Progress:
 def train_command(args):
     """Train on a file of prices, with all that belongs to a run, and test on its last part."""
     pyplot = import_pyplot() if args.plot else None
-    for path in filter(None, (args.checkpoint, args.log, args.plot)):
-        if Path(path).is_dir():
-            raise ValueError(f"{path} cannot be written: it is a folder")
+    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
+    for path in outputs:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{path} cannot be written: it is a folder or a device")
         if not os.access(Path(path).resolve().parent, os.W_OK):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
+        if [os.path.realpath(other) for other in (args.prices, *outputs)].count(os.path.realpath(path)) > 1:
+            raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
     given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
     settings, state = {name: default for name, (default, _) in HYPERPARAMETERS.items()}, None
     if args.resume:
@@ -622,9 +636,15 @@ def train_command(args):
         if args.log:
             write_log(args.log, state["history"])
 
-    stop = []  # signals that came in: the epoch under way is finished first; the same signal again ends at once
+    stop = []  # signals that came in
+
+    def finish(number, _):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print("\nfinishing the epoch under way; once more ends at once", flush=True)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
+        signal.signal(number, finish)
     names = ("epochs", "batch_size", "learning_rate", "weight_decay")
     sizes = {name: settings[name] for name in names}
     history = train(model, train_set, val_set, **sizes, report=report, state=state, stop=stop)
@@ -636,8 +656,10 @@ def train_command(args):
         print(f"\nstopped after epoch {len(history['val_loss'])}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
 
+    if args.log:
+        write_log(args.log, history)
     print(f"\nvalidation loss {min(history['val_loss']):.6f}, the best of the run")
-    print_test(model, test_set)
+    print_test(model, test_set, NEVER_SEEN)
     print_forecast(model, prices, 1, now)
     if pyplot:
         plot(pyplot, args.plot, model, test_set, history)
@@ -665,12 +687,12 @@ def pick_device(name, settings):
     return torch.device(name)
 
 
-def print_test(model, test_set):
+def print_test(model, test_set, title):
     """A table of the test figures, the naive forecast beside the model, and what it comes to in plain words."""
     figures = test(model, test_set)
     changes = np.abs(np.diff(test_set.prices[test_set.seq_length - 1 :]))
     u, digits = figures["theil_u"], max(2, 3 - math.floor(math.log10(figures["naive_rmse"])))
-    print(f"\n{f'test on {len(test_set):,} prices never seen':<34}{'model':>12}{'naive':>12}")
+    print(f"\n{f'test on {len(test_set):,} {title}':<34}{'model':>12}{'naive':>12}")
     print(f"{'root mean square error':<34}{figures['rmse']:>12,.{digits}f}{figures['naive_rmse']:>12,.{digits}f}")
     print(f"{'mean absolute error':<34}{figures['mae']:>12,.{digits}f}{changes.mean():>12,.{digits}f}")
     print(f"{'moves with the right sign':<34}{figures['direction']:>12.1%}{'-':>12}")
@@ -732,11 +754,12 @@ def plot(pyplot, path, model, test_set, history):
 def test_command(args):
     """Test a checkpoint on all prices in a file that it was not trained on."""
     model, prices, about = open_both(args)
-    settings, seen = about["settings"], about["seen"]
+    settings, seen, title = about["settings"], about["seen"], "prices"
     if len(prices) > seen and zlib.crc32(prices[:seen].tobytes()) == about["mark"]:
         print(f"{args.prices} begins with the {seen:,} prices of training and validation: the rest is the test")
         prices = prices[seen - settings["seq_length"] :]
-    print_test(model, StockDataset(prices, settings["seq_length"], settings["normalise"], about["scale"]))
+        title = NEVER_SEEN
+    print_test(model, StockDataset(prices, settings["seq_length"], settings["normalise"], about["scale"]), title)
     return 0
 
 
@@ -794,10 +817,8 @@ def parse(argv):
     predict = commands.add_parser("predict", help="the prices after the last row of a file")
     predict.set_defaults(run=predict_command)
     for command in (test, predict):
-        command.add_argument(
-            "checkpoint", nargs="?", default=CHECKPOINT, help="checkpoint to read (default: %(default)s)"
-        )
-        command.add_argument("prices", nargs="?", default=str(DATA), help="CSV file (default: data/btcusd_20h.csv)")
+        command.add_argument("checkpoint", help="checkpoint to read")
+        command.add_argument("prices", help="CSV file")
         for name in ("column", "every"):
             add(command, name, "as in training")
     predict.add_argument("--steps", type=int, default=1, metavar="N", help="prices to predict (default: %(default)s)")
@@ -811,9 +832,11 @@ def main(argv=None):
     """Run the command line; returns the exit status: 0, 2 for a mistake told in one line, 130 or 143 when stopped."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
-    sys.stdout.reconfigure(errors="replace")
-    args = parse(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (a closed one is None)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
+        args = parse(sys.argv[1:] if argv is None else argv)
         require_torch()
         return args.run(args)
     except KeyboardInterrupt:

@@ -491,6 +491,29 @@ class TestCheckpoints(InFolder):
         self.assertEqual(*outputs)
         self.assertNotEqual(outputs[0], self.succeed("sample", "one.npz", "--seed=2", "--length=80"))
 
+    def test_resuming_a_finished_run_changes_nothing(self):
+        self.train("--max-iters=60", "--log=log.csv")
+        log = (self.folder / "log.csv").read_bytes()
+        before = (self.folder / "char_rnn.npz").read_bytes()
+        self.train("--resume", "--log=log.csv")
+        self.assertEqual((self.folder / "log.csv").read_bytes(), log)
+        self.assertEqual((self.folder / "char_rnn.npz").read_bytes(), before)
+
+    def test_no_file_is_read_and_written_or_written_twice(self):
+        words = Path(self.text).read_bytes()
+        for args in (["--log", self.text], ["--checkpoint", self.text], ["--log=a.npz", "--checkpoint=./a.npz"]):
+            self.refuse("train", self.text, *SMALL, "--max-iters=5", *args, saying="named twice")
+        self.assertEqual(Path(self.text).read_bytes(), words)
+
+    @on_posix
+    def test_a_checkpoint_that_is_a_link_stays_one(self):
+        (self.folder / "real").mkdir()
+        (self.folder / "link.npz").symlink_to("real/there.npz")
+        self.train("--max-iters=5", "--checkpoint=link.npz")
+        self.assertTrue((self.folder / "link.npz").is_symlink())
+        self.assertEqual(char_rnn.load_checkpoint(self.folder / "real" / "there.npz")[0].iteration, 5)
+        self.refuse("train", self.text, *SMALL, "--checkpoint=/dev/null", saying="a folder or a device")
+
     def test_resume_goes_on_to_a_higher_limit_and_refuses_other_settings(self):
         self.train("--max-iters=200")
         out = self.succeed("train", self.text, "--resume", "--max-iters=300")
@@ -748,10 +771,12 @@ class TestCommandLine(InFolder):
             ("val_fraction must be at least 0 and less than 1, not 1.0", ["--val-fraction=1"]),
             ("threshold must be zero or a positive number, not -1.0", ["--threshold=-1"]),
             ("seed must be a whole number of at least 0, not -1", ["--seed=-1"]),
+            ("nothing to train: the smooth loss starts at", ["train", text, *SMALL, "--threshold=1000"]),
+            ("hidden_size 100000000000000000000 is too large", ["--hidden-size=100000000000000000000"]),
             ("optimizer must be one of adam, adagrad, sgd, not foo", ["--optimizer=foo"]),
             ("Unable to allocate", ["--hidden-size=100000000"]),
             ("folder is missing or read-only", ["--checkpoint=nowhere/char_rnn.npz"]),
-            ("it is a folder", ["--checkpoint", nested]),
+            ("it is a folder or a device", ["--checkpoint", nested]),
             ("folder is missing or read-only", ["--log=nowhere/history.csv"]),
             ("unrecognized arguments: --hiden-size=3", ["--hiden-size=3"]),
             ("learn: No such file or directory", ["learn"]),
@@ -767,6 +792,15 @@ class TestCommandLine(InFolder):
         ):
             with self.subTest(saying):
                 self.refuse(*args, saying=saying)
+
+    def test_a_mistake_in_sampling_is_told_before_anything_is_written(self):
+        self.succeed("train", FABLES, *SMALL, "--max-iters=1")
+        self.assertEqual(self.run_script("sample", "--start=The", "--temperature=nan").stdout, b"")
+
+    @on_posix
+    def test_a_closed_standard_output_is_no_trouble(self):
+        done = self.run_script("train", FABLES, *SMALL, "--max-iters=1", preexec_fn=lambda: os.close(1))
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
 
     def test_help_names_every_flag(self):
         for command, flags in (

@@ -327,6 +327,14 @@ class Formats(InFolder):
             self.assertEqual(prices, [1.5, 2.5, 4])
             self.assertRegex(told, "sorted by its column date\n$")
 
+    def test_a_word_that_holds_the_word_time_is_no_time_column(self):
+        self.write("sentiment,open\n3,10\n1,11\n2,12\n")
+        np.testing.assert_array_equal(load_prices(self.file), [10, 11, 12])
+        for name in ("openTime", "Close Time", "open_time", "DATE", "Timestamp"):
+            self.write(f"{name},open\n3,10\n1,11\n2,12\n")
+            with contextlib.redirect_stderr(io.StringIO()):
+                np.testing.assert_array_equal(load_prices(self.file), [11, 12, 10], name)
+
     def test_every_nth_row_counts_from_the_oldest(self):
         text = "\n".join(["time,open", *(f"{i},{i + 1}" for i in range(10))])
         self.assertEqual(self.load(text, "open", 4)[0], [1, 5, 9])
@@ -432,9 +440,27 @@ class Mistakes(InFolder):
             self.assert_one_line(main("train", self.file, "--checkpoint", self.checkpoint, "--resume"), "checkpoint")
         self.assertFalse(Harm.path.exists())
 
+    def test_prices_that_always_change_alike_are_refused(self):
+        for prices in (100 * 1.01 ** np.arange(300), 2.0 ** np.arange(300), np.full(300, 7.0)):
+            write_csv(self.file, prices)
+            self.assert_one_line(main("train", self.file, "--checkpoint", self.checkpoint), "nothing to learn")
+
+    def test_no_file_is_read_and_written_or_written_twice(self):
+        before = write_csv(self.file, PRICES).read_bytes()
+        for flags in (("--log", self.file), ("--checkpoint", self.file), ("--log", "a.pt", "--checkpoint", "./a.pt")):
+            self.assert_one_line(main("train", self.file, *QUICK, *flags), "named twice")
+        self.assertEqual(self.file.read_bytes(), before)
+
+    @on_posix
+    def test_a_pipe_is_refused_rather_than_read_in_part(self):
+        write_csv(self.file, PRICES)
+        process = start("train", "/dev/stdin", *QUICK, stdin=subprocess.PIPE)
+        out, err = process.communicate(self.file.read_text())
+        self.assert_one_line((process.returncode, out, err), "a pipe or a device")
+
     def test_a_torch_older_than_2_6_is_refused(self):
         with mock.patch.object(torch, "__version__", "2.5.1+cpu"):
-            self.assert_one_line(main("predict"), "2.5.1", "2.6")
+            self.assert_one_line(main("predict", "a.pt", "b.csv"), "2.5.1", "2.6")
 
     def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(self):
         write_csv(self.file, PRICES)
@@ -475,6 +501,14 @@ class CommandLine(InFolder):
         self.assert_one_line(main("predict", self.checkpoint, write_csv(self.file, [1, 2])), "2 prices", "5")
         self.assert_one_line(main("test", self.checkpoint, write_csv(self.file, [7] * 30)), "never move")
         self.assertFalse(png.exists())
+
+    def test_prices_are_called_unseen_only_when_they_are(self):
+        write_csv(self.file, PRICES)
+        out = main("train", self.file, "--checkpoint", self.checkpoint, *QUICK)[1]
+        self.assertIn("test on 45 prices never seen", out)
+        self.assertIn("test on 45 prices never seen", main("test", self.checkpoint, self.file)[1])
+        write_csv(self.file, PRICES[:100])  # all of them from the training part
+        self.assertIn("test on 95 prices  ", main("test", self.checkpoint, self.file)[1])
 
     def test_a_fresh_run_keeps_the_checkpoint_before_it(self):
         write_csv(self.file, PRICES)
