@@ -614,7 +614,6 @@ def prepare(args):
 
 def train_command(args):
     """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
-    pyplot = import_pyplot() if args.plot else None
     outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
     for path in outputs:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -623,6 +622,7 @@ def train_command(args):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
         if [os.path.realpath(other) for other in (args.text, *outputs)].count(os.path.realpath(path)) > 1:
             raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
+    pyplot = import_pyplot() if args.plot else None
     settings, reader, rnn = prepare(args)
 
     V, held_out, length = rnn.vocab_size, len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)

@@ -583,7 +583,6 @@ class Progress:
 
 def train_command(args):
     """Train on a file of prices, with all that belongs to a run, and test on its last part."""
-    pyplot = import_pyplot() if args.plot else None
     outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
     for path in outputs:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -592,6 +591,7 @@ def train_command(args):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
         if [os.path.realpath(other) for other in (args.prices, *outputs)].count(os.path.realpath(path)) > 1:
             raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
+    pyplot = import_pyplot() if args.plot else None
     given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
     settings, state = {name: default for name, (default, _) in HYPERPARAMETERS.items()}, None
     if args.resume:
