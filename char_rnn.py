@@ -340,9 +340,10 @@ class RNN:
     def train(self, data_reader, max_iters=6000, threshold=0.0, report=None, report_every=500, stop=()):
         """The hand-out's nine steps; returns the loss of every iteration so far (summed over T, mean over streams).
 
-        The learning rate follows schedule(max_iters). Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
-        max_iters iterations in all, or when stop turns true (say, a list that a signal handler appends to).
-        report(rnn) is called every report_every iterations and at the end; without one, progress is printed.
+        Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
+        max_iters iterations in all, or when stop turns true (say, a list that a signal handler appends to). The
+        learning rate follows schedule(max_iters). report(rnn) is called every report_every iterations and at the end;
+        without one, progress is printed.
 
         Raises ValueError for a reader of other sizes, FloatingPointError when the loss is no longer a number.
         """

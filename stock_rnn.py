@@ -348,7 +348,7 @@ def train(
     require_sizes(epochs=epochs, batch_size=batch_size)
     if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf):
         raise ValueError(
-            f"learning_rate must be a positive number and weight_decay not negative, not {learning_rate}, {weight_decay}"
+            f"learning_rate must be positive and weight_decay not negative, not {learning_rate} and {weight_decay}"
         )
     device = next(model.parameters()).device
     train_set, val_set = train_set.to(device), val_set.to(device)
