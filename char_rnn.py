@@ -142,7 +142,7 @@ def encode(text, char_to_ix):
 
 
 def require_sizes(**sizes):
-    """Raises ValueError unless every size is a whole number of at least 1."""
+    """Raises ValueError unless every size is a whole number of at least 1 and less than 2^31."""
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
