@@ -25,7 +25,6 @@ Shapes, everywhere below: N prices, T steps in a window (seq_length), B windows 
 import argparse
 import copy
 import csv
-import functools
 import hashlib
 import io
 import itertools
@@ -38,7 +37,8 @@ import sys
 import time
 import warnings
 import zlib
-from datetime import datetime, timezone
+from array import array
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -64,120 +64,82 @@ def load_prices(path, column="open", every=1):
     for times that repeat or cannot be sorted, naming the line.
     """
     require_sizes(every=every)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} is a directory, a pipe or a device: prices are read from a file")
-    names, delimiter, skip = read_header(path, column)
-    matches = [ix for ix, name in enumerate(names) if name.lower() == column.lower()]
-    if not matches:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, names))}")
-    price_column = min(matches, key=lambda ix: names[ix] != column)
-    words = [re.sub("([a-z])([A-Z])", r"\1 \2", name).lower() for name in names]  # openTime: open time
-    time_columns = [ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))]
-    columns = (price_column, *time_columns[:1])
-
-    rows = functools.partial(read_slowly, path, delimiter, skip, columns)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file without rows is told below
-            dtype = [("price", np.float64), ("time", "S40")][: len(columns)]
-            layout = {"delimiter": delimiter, "skiprows": skip, "usecols": columns, "quotechar": '"', "comments": None}
-            table = np.loadtxt(path, dtype, ndmin=1, encoding="utf-8-sig", **layout)
-    except ValueError as error:
-        raise ValueError(bad_price(path, rows()) or f"{path}: {error}") from None
-    prices = table["price"]
-    if not len(prices):
-        raise ValueError(f"{path} has no rows of prices")
-    if not (np.isfinite(prices) & (prices > 0)).all():
-        raise ValueError(bad_price(path, rows()))
-
-    if time_columns:
+    prices, times, lines = array("d"), [], array("q")
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        names, rows, skipped = read_header(path, file, column)
+        matches = [ix for ix, name in enumerate(names) if name.lower() == column.lower()]
+        if not matches:
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, names))}")
+        price_column = min(matches, key=lambda ix: names[ix] != column)
+        words = [re.sub("([a-z])([A-Z])", r"\1 \2", name).lower() for name in names]  # openTime: open time
+        time_column = next((ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))), None)
         try:
-            times = seconds(table["time"])
-        except ValueError as error:
-            raise ValueError(bad_time(path, rows()) or f"{path}: {error}") from None
-        order = np.argsort(times, kind="stable")
-        repeats = order[1:][np.diff(times[order]) == 0]
-        if len(repeats):
-            line, _, text = next(itertools.islice(rows(), int(repeats.min()), None))
-            raise ValueError(f"{path}, line {line}: the time {text!r} was there before")
+            for row in filter(None, rows):
+                prices.append(price(row[price_column]))
+                lines.append(rows.line_num)
+                if time_column is not None:
+                    times.append(moment(row[time_column]))
+        except IndexError:
+            raise ValueError(f"{path}, line {skipped + rows.line_num}: a column is missing") from None
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {skipped + rows.line_num}: {error}") from None
+    if not prices:
+        raise ValueError(f"{path} has no rows of prices")
+
+    prices = np.array(prices)
+    if times:
+        try:
+            order = np.array(sorted(range(len(times)), key=times.__getitem__))
+        except TypeError:
+            raise ValueError(f"{path}: its column {names[time_column]} has times of different kinds") from None
+        for one, two in itertools.pairwise(order):
+            if times[one] == times[two]:
+                raise ValueError(f"{path}, line {skipped + lines[two]}: the time of line {skipped + lines[one]} again")
         if (np.diff(order) < 0).any():
             prices = prices[order]
-            print(f"{path} was not oldest first: sorted by its column {names[columns[1]]}", file=sys.stderr)
+            print(f"{path} was not oldest first: sorted by its column {names[time_column]}", file=sys.stderr)
     return np.ascontiguousarray(prices[::every])
 
 
-def read_header(path, column):
-    """The names of a CSV file's columns, its delimiter, and the number of lines before the first row of prices."""
+def read_header(path, file, column):
+    """The names of the columns of an open CSV file, a reader of its rows, and the number of lines before those."""
     first = None
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        for skip, line in enumerate(file):
-            delimiter = max(",;\t", key=line.count)
-            names = [name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])]
-            if len(names) == len(KLINE) and is_price(names[0]):
-                return KLINE, delimiter, skip
-            if not line.strip() or line.startswith("#"):
-                continue
-            first = first or names
-            if len(names) > 1 or names[0].lower() == column.lower():
-                return names, delimiter, skip + 1
+    for skipped, line in enumerate(file):
+        delimiter = max(",;\t", key=line.count)
+        names = [name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])]
+        if len(names) == len(KLINE) and names[0].isdigit():
+            return KLINE, csv.reader(itertools.chain([line], file), delimiter=delimiter), skipped
+        if not line.strip() or line.startswith("#"):
+            continue
+        first = first or names
+        if len(names) > 1 or names[0].lower() == column.lower():
+            return names, csv.reader(file, delimiter=delimiter), skipped + 1
     if not first:
         raise ValueError(f"{path} is empty")
-    return first, ",", 0
+    return first, csv.reader([]), 0
 
 
-def read_slowly(path, delimiter, skip, columns):
-    """Yield (line number, price, time) for every row, as text: to tell where a file is at fault."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        for _ in range(skip):
-            next(file)
-        reader = csv.reader((line.replace("\0", " ") for line in file), delimiter=delimiter)
-        for row in filter(None, reader):
-            yield skip + reader.line_num, *(row[ix].strip() if ix < len(row) else "" for ix in columns)
-
-
-def bad_price(path, rows):
-    """What to say of the first price that is none, or None."""
-    return next(
-        (f"{path}, line {row[0]}: {row[1]!r} is not a positive price" for row in rows if not is_price(row[1])), None
-    )
-
-
-def bad_time(path, rows):
-    """What to say of the first time that cannot be read, or None."""
-    for line, _, text in rows:
-        try:
-            seconds(np.array([text.encode()]))
-        except ValueError:
-            return (
-                f"{path}, line {line}: the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds"
-            )
-    return None
-
-
-def is_price(text):
-    """Whether text is a finite number above zero."""
+def price(text):
+    """The price that a text stands for; raises ValueError unless it is a finite number above zero."""
     try:
-        return 0 < float(text) < math.inf and "_" not in text
+        number = float(text)
     except ValueError:
-        return False
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is not a positive price")
+    return number
 
 
-def seconds(times):
-    """Seconds since 1970 of an array of texts: ISO dates, or numbers that are s, ms or us by their size."""
+def moment(text):
+    """The time that a text stands for: seconds since 1970, given in s, ms or us, or the datetime of an ISO date."""
+    text = text.strip()
+    if text.replace(".", "", 1).isdigit():
+        number = float(text)
+        return number / (1e6 if number > 1e14 else 1e3 if number > 1e11 else 1)
     try:
-        number = times.astype(np.float64)
-        since = np.select([abs(number) > 1e14, abs(number) > 1e11], [number / 1e6, number / 1e3], number)
+        return datetime.fromisoformat(text.replace(" UTC", "+00:00").replace("Z", "+00:00"))
     except ValueError:
-        since = np.fromiter(map(iso_seconds, times), np.float64, len(times))
-    if not np.isfinite(since).all():
-        raise ValueError("a time is missing")
-    return since
-
-
-def iso_seconds(text):
-    """Seconds since 1970 of an ISO date and time, bytes, in UTC unless it names its zone."""
-    when = datetime.fromisoformat(text.decode().removesuffix(" UTC").replace("Z", "+00:00"))
-    return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp()
+        raise ValueError(f"the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds") from None
 
 
 class StockDataset(torch.utils.data.Dataset):

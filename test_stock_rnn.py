@@ -358,8 +358,9 @@ class Mistakes(InFolder):
             ("short row", "a,open\n1,2\n3\n", ["line 3"]),
             ("constant", "open\n" + "7\n" * 100, ["nothing to learn"]),
             ("few", "open\n1\n2\n3\n", ["3 prices", "at least"]),
-            ("times repeat", f"date,open\n{dates}2020-01-05,7\n", ["line 102", "'2020-01-05'", "before"]),
+            ("times repeat", f"date,open\n{dates}2020-01-05,7\n", ["line 102", "the time of line 6 again"]),
             ("times of no order", f"date,open\n{dates}13/12/2020,7\n", ["line 102", "'13/12/2020'", "sorted"]),
+            ("times of two kinds", f"date,open\n{dates}1600000000,7\n", ["date", "different kinds"]),
             ("no time", f"date,open\n{dates},7\n", ["line 102", "sorted"]),
             ("not text", bytes(range(256)) * 20, []),
         ):
@@ -452,11 +453,12 @@ class Mistakes(InFolder):
         self.assertEqual(self.file.read_bytes(), before)
 
     @on_posix
-    def test_a_pipe_is_refused_rather_than_read_in_part(self):
+    def test_a_pipe_is_read_to_its_last_row(self):
         write_csv(self.file, PRICES)
-        process = start("train", "/dev/stdin", *QUICK, stdin=subprocess.PIPE)
+        process = start("/dev/stdin", "--checkpoint", self.checkpoint, *QUICK, stdin=subprocess.PIPE)
         out, err = process.communicate(self.file.read_text())
-        self.assert_one_line((process.returncode, out, err), "a pipe or a device")
+        self.assertEqual((process.returncode, err), (0, ""))
+        self.assertIn("300 prices", out)
 
     def test_a_torch_older_than_2_6_is_refused(self):
         with mock.patch.object(torch, "__version__", "2.5.1+cpu"):
