@@ -19,7 +19,6 @@ Shapes, everywhere below: T steps, B streams read side by side, H hidden units, 
 """
 
 import argparse
-import codecs
 import csv
 import hashlib
 import io
@@ -27,6 +26,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -84,42 +84,36 @@ class DataReader:
         return window[:-1], window[1:]
 
 
-def read_text(path, piece_bytes=1 << 20):
+def read_text(path):
     """The sorted distinct characters of a UTF-8 file, and the whole text as an array of indices into them.
 
-    Works through the text in pieces, so that memory stays near twice the file's size. A byte-order mark is dropped and
-    Windows line ends become newlines, as when Python opens a text file.
+    Works through the text in pieces, so that memory stays near twice the file's size. A byte-order mark is dropped, and
+    line ends of any system become newlines.
     """
-    with open(path, "rb") as file:
-        raw = file.read().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        pieces = list(iter(lambda: file.read(1 << 20), ""))
 
     def code_points():
-        start = 0
-        while start < len(raw):
-            piece = raw[start : start + piece_bytes]
-            try:
-                text, used = codecs.utf_8_decode(piece, "strict", start + piece_bytes >= len(raw))
-            except UnicodeDecodeError as error:
-                bad = start + error.start
-                line, column = raw.count(b"\n", 0, bad) + 1, bad - raw.rfind(b"\n", 0, bad)
-                raise ValueError(
-                    f"{path} is not UTF-8 text: line {line}, byte {column} of the line is 0x{raw[bad]:02x}"
-                ) from None
-            yield np.frombuffer(text.encode("utf-32-le"), np.uint32)
-            start += used
+        return (np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32) for piece in pieces)
 
-    seen, length = np.zeros(sys.maxunicode + 1, bool), 0
+    seen = np.zeros(sys.maxunicode + 1, bool)
     for codes in code_points():
         seen[codes] = True
-        length += len(codes)
+    if seen[0xDC80:0xDD00].any():  # what surrogateescape makes of the bytes 0x80 to 0xff where they are not UTF-8
+        text = "".join(pieces)
+        bad = re.search("[\udc80-\udcff]", text)
+        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
+        raise ValueError(
+            f"{path} is not UTF-8 text: line {line}, character {column} is the byte 0x{ord(bad[0]) - 0xDC00:02x}"
+        )
     distinct = np.flatnonzero(seen)
     if len(distinct) < 2:
-        what = f"holds nothing but {chr(distinct[0])!r}" if length else "is empty"
+        what = f"holds nothing but {chr(distinct[0])!r}" if len(distinct) else "is empty"
         raise ValueError(f"{path} {what}: learning takes at least 2 distinct characters")
 
     index = np.zeros(sys.maxunicode + 1, np.min_scalar_type(len(distinct) - 1))
     index[distinct] = np.arange(len(distinct))
-    ids, start = np.empty(length, index.dtype), 0
+    ids, start = np.empty(sum(map(len, pieces)), index.dtype), 0
     for codes in code_points():
         ids[start : start + len(codes)] = index[codes]
         start += len(codes)
@@ -337,7 +331,7 @@ class RNN:
         return min(1, climb) * (1 + math.cos(math.pi * self.iteration / max_iters)) / 2
 
     @np.errstate(over="ignore", invalid="ignore")  # a loss that is nan is told in words
-    def train(self, data_reader, max_iters=6000, threshold=0.0, report=None, report_every=500, stop=()):
+    def train(self, data_reader, max_iters=4000, threshold=0.0, report=None, report_every=500, stop=()):
         """The hand-out's nine steps; returns the loss of every iteration so far (summed over T, mean over streams).
 
         Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
@@ -542,9 +536,9 @@ HYPERPARAMETERS = {  # name: (default, what it is)
     "hidden_size": (256, "hidden units"),
     "seq_length": (32, "steps of backpropagation through time"),
     "batch_size": (32, "streams of text read side by side"),
-    "learning_rate": (6e-3, "highest rate; it climbs to this at first and ends at zero"),
+    "learning_rate": (6e-3, "highest learning rate; it climbs to this at first and ends at zero"),
     "optimizer": ("adam", "one of " + ", ".join(OPTIMIZERS)),
-    "max_iters": (6000, "iterations, one update each"),
+    "max_iters": (4000, "iterations, one update each"),
     "threshold": (0.0, "stop when the smooth loss (nats, summed over steps) falls to this"),
     "val_fraction": (0.1, "share of the text, at its end, held out for validation"),
     "seed": (0, "seed of the random numbers"),
@@ -668,8 +662,14 @@ def train_command(args):
     if args.log:
         write_log(args.log, rnn.history)
     if rnn.best_theta is not None:
-        nats = rnn.best_loss
-        print(f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run")
+        nats, train_nats = rnn.best_loss, rnn.smooth_loss / rnn.seq_length
+        print(f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run:")
+        print(f"as unsure as between {math.exp(nats):.1f} equally likely characters; blind guessing is between {V}")
+        if nats > 1.25 * train_nats:
+            hint = "being half known by heart: try fewer --max-iters next, or a longer text"
+        else:
+            hint = "not much less: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
+        print(f"its own text costs it {train_nats:.3f} nats, {hint}")
         rnn.theta[:] = rnn.best_theta
     print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7)}\n")
     if pyplot:
@@ -750,7 +750,9 @@ class Parser(argparse.ArgumentParser):
 def parse(argv):
     """The arguments of the command line; without a command, those of train."""
     parser = Parser(
-        prog="char_rnn.py", description="A character-level recurrent neural network, from scratch in NumPy."
+        prog="char_rnn.py",
+        description="A character-level recurrent neural network, from scratch in NumPy.",
+        epilog="What can be set is listed by:  python char_rnn.py train --help",
     )
     commands = parser.add_subparsers(title="commands", metavar="{train,sample}", required=True)
 

@@ -509,12 +509,12 @@ RANGE_RATE = 3e-3  # "range" starts far from the naive forecast, and has a way t
 HYPERPARAMETERS = {  # name: (default, what it is)
     "column": ("open", "column of prices in the file"),
     "every": (1, "take every N-th row"),
-    "normalise": ("window", "window: relative to the last price of each; range: to [-1, 1], by the training prices"),
+    "normalise": ("window", "window: by the last price of each; range: to [-1, 1] by the training prices"),
     "hidden_size": (16, "hidden units"),
     "num_layers": (1, "hidden layers"),
     "seq_length": (20, "prices in a window"),
     "batch_size": (32, "windows in a batch"),
-    "learning_rate": (3e-4, f"step size of AdamW; {RANGE_RATE} where none is given for range"),
+    "learning_rate": (3e-4, f"learning rate of AdamW; {RANGE_RATE} where none is given for range"),
     "weight_decay": (0.1, "pull of the weights to zero"),
     "epochs": (60, "passes over the training set"),
     "val_fraction": (0.15, "share of the prices held out for validation"),
@@ -528,17 +528,18 @@ class Progress:
     """A line on every epoch, which a terminal shows in place."""
 
     def __init__(self, epochs):
-        self.epochs, self.since, self.first = epochs, time.perf_counter(), None
+        self.epochs, self.first = epochs, None
         print(f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'best epoch':>13}{'left':>9}")
 
     def __call__(self, history):
         val_loss = history["val_loss"]
-        epoch, best = len(val_loss), val_loss.index(min(val_loss)) + 1
-        if self.first is None:
-            self.first = epoch - 1  # above 0 after --resume
-        left = (time.perf_counter() - self.since) / (epoch - self.first) * (self.epochs - epoch)
+        epoch, best, now = len(val_loss), val_loss.index(min(val_loss)) + 1, time.perf_counter()
         line = f"{epoch:>8}{history['train_loss'][-1]:>16.6f}{val_loss[-1]:>18.6f}{best:>13}"
-        line += f"{min(left, 359_999) // 60:>6.0f}:{left % 60:02.0f}"
+        if self.first is None:
+            self.first = epoch, now  # torch gets ready during the first epoch: its time tells nothing
+        else:
+            left = min((now - self.first[1]) / (epoch - self.first[0]) * (self.epochs - epoch), 359_999)
+            line += f"{left // 60:>6.0f}:{left % 60:02.0f}"
         in_place, last = sys.stdout.isatty(), epoch >= self.epochs
         print(f"\r{line}" if in_place else line, end="\n" if last or not in_place else "", flush=True)
 
@@ -585,9 +586,13 @@ def train_command(args):
     print(f"{settings['hidden_size']} hidden units, {parameters:,} parameters, on {device}")
     if args.resume:
         print(f"going on with {args.checkpoint} after epoch {len(state['history']['val_loss'])}")
-    elif os.path.exists(args.checkpoint):
-        write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
-        print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
+    else:
+        if os.path.exists(args.checkpoint):
+            write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
+            print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
+        says = "the last price" if settings["normalise"] == "window" else "in the middle of the training range"
+        loss, _ = evaluate(model, val_set)
+        print(f"before training it says that the next price is {says}: validation loss {loss:.6f}")
     print(flush=True)
 
     progress = Progress(settings["epochs"])
@@ -626,6 +631,7 @@ def train_command(args):
     if pyplot:
         plot(pyplot, args.plot, model, test_set, history)
         print(f"prices and loss curves in {args.plot}")
+    print("try next: --plot prices.png to see it, other values of --seed to tell skill from luck, prices of your own")
     command = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
     print(f"saved in {args.checkpoint}; for more prices:  python {command}")
     return 0
@@ -748,7 +754,11 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv):
     """The arguments of the command line; without a command, those of train."""
-    parser = Parser(prog="stock_rnn.py", description="Next-price prediction with a recurrent neural network in torch.")
+    parser = Parser(
+        prog="stock_rnn.py",
+        description="Next-price prediction with a recurrent neural network in torch.",
+        epilog="What can be set is listed by:  python stock_rnn.py train --help",
+    )
     commands = parser.add_subparsers(title="commands", metavar="{train,test,predict}", required=True)
 
     def add(command, name, default=""):

@@ -82,7 +82,12 @@ class InFolder(unittest.TestCase):
 
 class TestData(InFolder):
     def test_reads_the_same_text_as_python_does(self):
-        for text in ("plain ascii\n", "naïve “quotes” 語 😀\r\nand a Windows line end\n", "\ufeffa byte-order mark"):
+        for text in (
+            "plain ascii\n",
+            "naïve “quotes” 語 😀\r\nand a Windows line end\n",
+            "\ufeffa byte-order mark",
+            "an old\rMac",
+        ):
             with self.subTest(text):
                 reader = self.reader(text * 3, 2, val_fraction=0)
                 expected = "".join(io.TextIOWrapper(io.BytesIO((text * 3).encode()), "utf-8-sig"))
@@ -90,13 +95,10 @@ class TestData(InFolder):
                 self.assertEqual(reader.chars, sorted(set(expected)))
                 self.assertEqual([reader.char_to_ix[char] for char in reader.chars], list(range(reader.vocab_size)))
 
-    def test_characters_cut_by_a_piece_boundary_survive(self):
-        path = self.write("text.txt", "a語😀é" * 50)
-        chars, whole = char_rnn.read_text(path)
-        for piece_bytes in range(4, 12):
-            pieces = char_rnn.read_text(path, piece_bytes)
-            self.assertEqual(pieces[0], chars)
-            np.testing.assert_array_equal(pieces[1], whole)
+    def test_a_text_longer_than_the_pieces_it_is_read_in_survives_them(self):
+        text = "a語😀é\r\n" * 400_000
+        chars, ids = char_rnn.read_text(self.write("text.txt", text))
+        self.assertEqual("".join(map(chars.__getitem__, ids.tolist())), text.replace("\r\n", "\n"))
 
     def test_streams_cover_the_text_without_gap_or_overlap(self):
         T, B = 5, 3
@@ -650,7 +652,8 @@ class TestCommandLine(InFolder):
         self.assertIn("before training it writes", out)
         self.assertIn("fables.txt: 144,642 characters, 62 of them distinct", out)
         self.assertIn("log(62) = 4.127 nats", out)
-        self.assertRegex(out, r"validation loss \d\.\d+ nats")
+        nats = float(re.search(r"validation loss (\d\.\d+) nats", out)[1])
+        self.assertIn(f"as unsure as between {math.exp(nats):.1f} equally likely characters", out)
         self.assertIn("sample char_rnn.npz", out)
         self.assertTrue((self.folder / "char_rnn.npz").exists())
 
@@ -735,6 +738,13 @@ class TestCommandLine(InFolder):
         process.stderr.close()
         self.assertNotEqual(process.wait(), 0)
 
+    def test_the_advice_at_the_end_follows_from_the_two_losses(self):
+        by_heart = self.write("fables.txt", Path(FABLES).read_text(encoding="utf-8")[:3000])
+        self.assertIn(
+            "fewer --max-iters", self.succeed("train", by_heart, *SMALL, "--hidden-size=64", "--max-iters=1000")
+        )
+        self.assertIn("more --max-iters", self.succeed("train", FABLES, *SMALL, "--max-iters=200"))
+
     def test_a_text_too_short_to_hold_out_trains_and_says_so(self):
         out = self.succeed("train", self.write("short.txt", "abc " * 8 + "ab"), *SMALL, "--max-iters=5")
         self.assertIn("training without validation", out)
@@ -758,7 +768,7 @@ class TestCommandLine(InFolder):
             ("empty.txt is empty", ["train", self.write("empty.txt", "")]),
             ("holds nothing but 'a'", ["train", self.write("one.txt", "a" * 5000)]),
             ("200 characters, but seq_length 32 x batch_size 32 needs at least 1025", ["train", text]),
-            ("latin.txt is not UTF-8 text: line 3, byte 2 of the line is 0xfc", ["train", not_utf8]),
+            ("latin.txt is not UTF-8 text: line 3, character 2 is the byte 0xfc", ["train", not_utf8]),
             ("hidden_size must be a whole number of at least 1, not 0", ["--hidden-size=0"]),
             ("seq_length must be a whole number of at least 1, not -3", ["--seq-length=-3"]),
             ("batch_size must be a whole number of at least 1, not 0", ["--batch-size=0"]),

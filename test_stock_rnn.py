@@ -481,6 +481,10 @@ class CommandLine(InFolder):
         status, out, err = main("train", self.file, *flags, *QUICK)
         self.assertEqual((status, err), (0, ""))
         self.assertRegex(out, r"Theil's U +\d\.\d{4} +1\.0000\n")
+        untrained = stock_rnn.evaluate(RNN(4), split(PRICES, 5)[1])[0]
+        self.assertIn(
+            f"before training it says that the next price is the last price: validation loss {untrained:.6f}", out
+        )
         self.assertRegex(out, "(does not beat the naive forecast|below that of saying)")
         rows = list(csv.reader(log.read_text().splitlines()))
         self.assertEqual((rows[0], len(rows)), (["epoch", "train_loss", "val_loss"], 3))
