@@ -126,6 +126,22 @@ class TestData(InFolder):
             self.assertTrue((inputs == 0).all() and (targets == 0).all())
         self.assertEqual(reader.val_ids.tolist(), [1] * 50)
 
+    def test_a_damaged_text_is_read_or_refused_with_a_reason(self):
+        whole, rng, outcomes = Path(FABLES).read_bytes()[:3000], np.random.default_rng(0), []
+        for _ in range(300):
+            text = bytearray(whole[: rng.integers(len(whole))])
+            for _ in range(rng.integers(3)):
+                place = rng.integers(len(text) + 1)
+                text[place : place + rng.integers(5)] = rng.bytes(rng.integers(5))
+            try:
+                reader = self.reader(bytes(text), 8, 4)
+                inputs, targets = reader.next_batch()
+                self.assertLess(max(inputs.max(), targets.max()), reader.vocab_size)
+                outcomes.append("read")
+            except ValueError as error:
+                outcomes.append(re.search("characters, but|is empty|holds nothing but|is not UTF-8", str(error))[0])
+        self.assertLessEqual({"read", "characters, but", "is not UTF-8"}, set(outcomes))
+
     def test_a_text_long_enough_for_one_batch_only_trains_without_validation(self):
         reader = self.reader("abcdefgh" * 2, 5, 3)
         self.assertEqual((len(reader.train_ids), len(reader.val_ids)), (16, 0))
@@ -540,6 +556,19 @@ class TestCheckpoints(InFolder):
         self.assertIn("kept as char_rnn.npz.old", self.train("--max-iters=20"))
         self.assertEqual((self.folder / "char_rnn.npz.old").read_bytes(), before)
         self.assertNotEqual((self.folder / "char_rnn.npz").read_bytes(), before)
+
+    def test_two_runs_on_one_checkpoint_leave_a_whole_one(self):
+        runs = [self.start("--max-iters=6000", f"--seed={seed}", "--checkpoint=both.npz") for seed in (0, 1)]
+        for process in runs:
+            self.wait_for_iteration(process, 500)
+        for _ in range(20):
+            char_rnn.load_checkpoint(self.folder / "both.npz")
+        for process in runs:
+            self.assertEqual((process.communicate()[1], process.returncode), ("", 0))
+        rnn, about = char_rnn.load_checkpoint(self.folder / "both.npz")
+        self.assertEqual(rnn.iteration, 6000)
+        self.train("--max-iters=6000", f"--seed={about['settings']['seed']}", "--checkpoint=alone.npz")
+        self.assertTrue(same_run(self.folder / "both.npz", self.folder / "alone.npz"))
 
     @on_posix
     def test_a_full_disk_costs_no_checkpoint(self):

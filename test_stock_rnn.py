@@ -371,6 +371,40 @@ class Mistakes(InFolder):
         self.assert_one_line(main("train", self.folder / "none.csv"), "none.csv", "No such file")
         self.assert_one_line(main("train", self.folder), "directory")
 
+    def test_a_damaged_file_is_read_or_refused_with_a_reason(self):
+        dates = np.datetime64("2020-01-01") + np.arange(100)
+        whole = "".join(["date,open\n", *(f"{date},{price:.2f}\n" for date, price in zip(dates, PRICES))]).encode()
+        rng, outcomes = np.random.default_rng(0), {True: 0, False: 0}
+        for _ in range(300):
+            text = bytearray(whole)
+            for _ in range(rng.integers(1, 3)):
+                place = rng.integers(len(text))
+                text[place : place + rng.integers(5)] = rng.choice(
+                    [b"1", b"7", b",", b'"', b"\n", b"\0", b"-", b"\xff"]
+                )
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    prices = load_prices(self.write(bytes(text)))
+                self.assertTrue((np.isfinite(prices) & (prices > 0)).all())
+            except ValueError as error:
+                self.assertIn(str(self.file), str(error))
+                self.assertNotIn("\n", str(error))
+                prices = None
+            outcomes[prices is None] += 1
+        self.assertGreater(min(outcomes.values()), 30, outcomes)
+
+    def test_a_damaged_checkpoint_is_refused_wherever_the_damage_is(self):
+        write_csv(self.file, PRICES)
+        self.assertEqual(main("train", self.file, "--checkpoint", self.checkpoint, *QUICK)[0], 0)
+        whole, rng = self.checkpoint.read_bytes(), np.random.default_rng(0)
+        for place in rng.integers(0, len(whole), 200):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << rng.integers(8)
+            for data in (bytes(flipped), whole[:place]):
+                self.checkpoint.write_bytes(data)
+                with self.assertRaisesRegex(ValueError, "damaged, or not a checkpoint"):
+                    stock_rnn.load_checkpoint(self.checkpoint)
+
     def test_a_flag_that_cannot_be_is_told_in_one_line(self):
         write_csv(self.file, PRICES)
         for flags, *words in (
@@ -607,6 +641,17 @@ class Processes(InFolder):
             self.assertEqual((process.returncode, err), (status, ""))
             _, state, _ = stock_rnn.load_checkpoint(checkpoint)
             self.assertIn(f"stopped after epoch {len(state['history']['val_loss'])}; to go on", out)
+
+    def test_two_runs_on_one_checkpoint_leave_a_whole_one(self):
+        runs = [start("--checkpoint", self.checkpoint, "--seed", seed, "--epochs", "20") for seed in (0, 1)]
+        self.wait_for(self.checkpoint, runs[0])
+        for _ in range(20):
+            stock_rnn.load_checkpoint(self.checkpoint)
+        for process in runs:
+            self.assertEqual((process.communicate()[1], process.returncode), ("", 0))
+        _, state, about = stock_rnn.load_checkpoint(self.checkpoint)
+        main("--checkpoint", self.folder / "alone.pt", "--seed", about["settings"]["seed"], "--epochs", "20")
+        self.assertEqual(stock_rnn.load_checkpoint(self.folder / "alone.pt")[1]["history"], state["history"])
 
     @on_posix
     def test_a_read_only_folder_costs_no_checkpoint(self):
