@@ -664,9 +664,9 @@ class Processes(InFolder):
         self.folder.chmod(0o755)
         closed.chmod(0o555)
         self.addCleanup(closed.chmod, 0o755)
-        as_user = (  # root may write anywhere, so it becomes an ordinary user once a first command has imported all
+        as_user = (  # root may write anywhere, so it becomes a user once a first command has imported all, and leaves at once
             "import os, sys, stock_rnn; args = sys.argv[1:]; stock_rnn.main(['predict', args[-1], args[1]]); "
-            "os.geteuid() or os.setuid(65534); sys.exit(stock_rnn.main(args))"
+            "os.geteuid() or os.setuid(65534); os._exit(stock_rnn.main(args))"
         )
         command = [sys.executable, "-c", as_user, "train", self.file, "--resume", "--epochs", "5", "--checkpoint"]
         environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
