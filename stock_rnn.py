@@ -106,7 +106,10 @@ def read_header(path, file, column):
     first = None
     for skipped, line in enumerate(file):
         delimiter = max(",;\t", key=line.count)
-        names = [name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {skipped + 1}: {error}") from None
         if len(names) == len(KLINE) and names[0].isdigit():
             return KLINE, csv.reader(itertools.chain([line], file), delimiter=delimiter), skipped
         if not line.strip() or line.startswith("#"):

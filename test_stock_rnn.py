@@ -362,6 +362,8 @@ class Mistakes(InFolder):
             ("times of no order", f"date,open\n{dates}13/12/2020,7\n", ["line 102", "'13/12/2020'", "sorted"]),
             ("times of two kinds", f"date,open\n{dates}1600000000,7\n", ["date", "different kinds"]),
             ("no time", f"date,open\n{dates},7\n", ["line 102", "sorted"]),
+            ("one endless line", "1" * 200_000, ["line 1", "field limit"]),
+            ("a quote that never ends", f'open,b\n1,"2\n{good * 50}', ["field limit"]),
             ("not text", bytes(range(256)) * 20, []),
         ):
             with self.subTest(name):
@@ -664,7 +666,7 @@ class Processes(InFolder):
         self.folder.chmod(0o755)
         closed.chmod(0o555)
         self.addCleanup(closed.chmod, 0o755)
-        as_user = (  # root may write anywhere, so it becomes a user once a first command has imported all, and leaves at once
+        as_user = (  # root may write anywhere, so it becomes a user once a first command has imported all
             "import os, sys, stock_rnn; args = sys.argv[1:]; stock_rnn.main(['predict', args[-1], args[1]]); "
             "os.geteuid() or os.setuid(65534); os._exit(stock_rnn.main(args))"
         )
