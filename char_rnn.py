@@ -656,7 +656,8 @@ def train_command(args):
         )
     if stop:
         save(rnn)
-        command = shlex.join([sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, "--resume"])
+        files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
+        command = shlex.join([sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, *files, "--resume"])
         print(f"\nstopped after iteration {rnn.iteration:,}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
     if args.log:
@@ -744,7 +745,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}; see  python {self.prog} --help\n")
 
 
 def parse(argv):
@@ -768,7 +769,7 @@ def parse(argv):
             help=f"{what} (default: {default})",
         )
     train.add_argument("--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
+    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved last")
     train.add_argument("--log", metavar="CSV", help="write " + ", ".join(HISTORY) + " to this file")
     train.add_argument("--plot", metavar="PNG", help="draw the loss curves in this file (needs matplotlib)")
 

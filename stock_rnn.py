@@ -511,16 +511,16 @@ NEVER_SEEN = "prices never seen"
 RANGE_RATE = 3e-3  # "range" starts far from the naive forecast, and has a way to go
 HYPERPARAMETERS = {  # name: (default, what it is)
     "column": ("open", "column of prices in the file"),
-    "every": (1, "take every N-th row"),
-    "normalise": ("window", "window: by the last price of each; range: to [-1, 1] by the training prices"),
+    "every": (1, "take every N-th row, from the oldest on"),
+    "normalise": ("window", "window: each window by its own last price; range: all to [-1, 1] by the training set"),
     "hidden_size": (16, "hidden units"),
     "num_layers": (1, "hidden layers"),
     "seq_length": (20, "prices in a window"),
     "batch_size": (32, "windows in a batch"),
-    "learning_rate": (3e-4, f"learning rate of AdamW; {RANGE_RATE} where none is given for range"),
+    "learning_rate": (3e-4, f"learning rate of AdamW; with --normalise range {RANGE_RATE} unless given"),
     "weight_decay": (0.1, "pull of the weights to zero"),
     "epochs": (60, "passes over the training set"),
-    "val_fraction": (0.15, "share of the prices held out for validation"),
+    "val_fraction": (0.15, "share of the prices, before those of the test, held out for validation"),
     "test_fraction": (0.15, "share of the prices, at the end, held out for the test"),
     "seed": (0, "seed of the random numbers"),
 }
@@ -622,7 +622,8 @@ def train_command(args):
         print("stopped before the first epoch: nothing is saved", flush=True)
         return 128 + stop[0]
     if stop:
-        command = shlex.join([sys.argv[0], "train", args.prices, "--checkpoint", args.checkpoint, "--resume"])
+        files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
+        command = shlex.join([sys.argv[0], "train", args.prices, "--checkpoint", args.checkpoint, *files, "--resume"])
         print(f"\nstopped after epoch {len(history['val_loss'])}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
 
@@ -752,7 +753,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}; see  python {self.prog} --help\n")
 
 
 def parse(argv):
@@ -783,13 +784,13 @@ def parse(argv):
         "--device", default="auto", metavar="NAME", help=f"one of {', '.join(DEVICES)} (default: %(default)s)"
     )
     train.add_argument("--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
+    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved last")
     train.add_argument("--log", metavar="CSV", help="write epoch, train_loss, val_loss to this file")
-    train.add_argument("--plot", metavar="PNG", help="draw prices and loss curves in this file (needs matplotlib)")
+    train.add_argument("--plot", metavar="PNG", help="draw the prices and loss curves in this file (needs matplotlib)")
 
     test = commands.add_parser("test", help="how good a trained model is on a file of prices")
     test.set_defaults(run=test_command)
-    predict = commands.add_parser("predict", help="the prices after the last row of a file")
+    predict = commands.add_parser("predict", help="the prices after the last row taken from a file")
     predict.set_defaults(run=predict_command)
     for command in (test, predict):
         command.add_argument("checkpoint", help="checkpoint to read")

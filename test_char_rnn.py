@@ -490,12 +490,14 @@ class TestCheckpoints(InFolder):
         self.train("--max-iters=8000", "--checkpoint=straight.npz")
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             name = f"{status}.npz"
-            process = self.start("--max-iters=8000", f"--checkpoint={name}")
+            process = self.start("--max-iters=8000", f"--checkpoint={name}", "--log=log.csv")
             self.wait_for_iteration(process, 1500)
             process.send_signal(number)
             out, err = process.communicate()
             self.assertEqual((process.returncode, err), (status, ""))
-            self.assertRegex(out, rf"stopped after iteration [\d,]+; to go on:  python .*--checkpoint {name} --resume")
+            self.assertRegex(
+                out, rf"stopped after iteration [\d,]+; to go on:  python .*--checkpoint {name} --log=log.csv --resume"
+            )
             self.assertLess(char_rnn.load_checkpoint(self.folder / name)[0].iteration, 8000)
             self.train("--max-iters=8000", f"--checkpoint={name}", "--resume")
             self.assertTrue(same_run(self.folder / "straight.npz", self.folder / name))
@@ -560,7 +562,7 @@ class TestCheckpoints(InFolder):
     def test_two_runs_on_one_checkpoint_leave_a_whole_one(self):
         runs = [self.start("--max-iters=6000", f"--seed={seed}", "--checkpoint=both.npz") for seed in (0, 1)]
         for process in runs:
-            self.wait_for_iteration(process, 500)
+            self.wait_for_iteration(process, 1000)  # so that what was saved after 500 is there
         for _ in range(20):
             char_rnn.load_checkpoint(self.folder / "both.npz")
         for process in runs:
