@@ -609,14 +609,18 @@ def prepare(args):
 
 def train_command(args):
     """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
-    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
+    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path is not None]
     for path in outputs:
+        if not os.path.basename(path):
+            raise ValueError(f"{path!r} cannot be written: it names no file")
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"{path} cannot be written: it is a folder or a device")
         if not os.access(Path(path).resolve().parent, os.W_OK):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
         if [os.path.realpath(other) for other in (args.text, *outputs)].count(os.path.realpath(path)) > 1:
             raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
+    if args.plot and not args.plot.lower().endswith(".png"):
+        raise ValueError(f"{args.plot} cannot be drawn: the picture is a PNG, and its name must end in .png")
     pyplot = import_pyplot() if args.plot else None
     settings, reader, rnn = prepare(args)
 
@@ -669,7 +673,9 @@ def train_command(args):
         if nats > 1.25 * train_nats:
             hint = "being half known by heart: try fewer --max-iters next, or a longer text"
         else:
-            hint = "not much less: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
+            hint = (
+                "with more to learn: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
+            )
         print(f"its own text costs it {train_nats:.3f} nats, {hint}")
         rnn.theta[:] = rnn.best_theta
     print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7)}\n")

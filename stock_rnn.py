@@ -128,21 +128,26 @@ def price(text):
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
+    if not 0 < number < math.inf or "_" in text:
         raise ValueError(f"{text!r} is not a positive price")
     return number
 
 
 def moment(text):
-    """The time that a text stands for: seconds since 1970, given in s, ms or us, or the datetime of an ISO date."""
+    """The time that a text stands for: seconds since 1970, given in s, ms or us, or the datetime of an ISO date.
+
+    Raises ValueError for anything else.
+    """
     text = text.strip()
-    if text.replace(".", "", 1).isdigit():
-        number = float(text)
-        return number / (1e6 if number > 1e14 else 1e3 if number > 1e11 else 1)
     try:
-        return datetime.fromisoformat(text.replace(" UTC", "+00:00").replace("Z", "+00:00"))
+        if "-" in text[1:]:
+            return datetime.fromisoformat(text.replace(" UTC", "+00:00").replace("Z", "+00:00"))
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError
     except ValueError:
         raise ValueError(f"the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds") from None
+    return number / (1e6 if abs(number) > 1e14 else 1e3 if abs(number) > 1e11 else 1)
 
 
 class StockDataset(torch.utils.data.Dataset):
@@ -549,14 +554,18 @@ class Progress:
 
 def train_command(args):
     """Train on a file of prices, with all that belongs to a run, and test on its last part."""
-    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path]
+    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path is not None]
     for path in outputs:
+        if not os.path.basename(path):
+            raise ValueError(f"{path!r} cannot be written: it names no file")
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f"{path} cannot be written: it is a folder or a device")
         if not os.access(Path(path).resolve().parent, os.W_OK):
             raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
         if [os.path.realpath(other) for other in (args.prices, *outputs)].count(os.path.realpath(path)) > 1:
             raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
+    if args.plot and not args.plot.lower().endswith(".png"):
+        raise ValueError(f"{args.plot} cannot be drawn: the picture is a PNG, and its name must end in .png")
     pyplot = import_pyplot() if args.plot else None
     given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
     settings, state = {name: default for name, (default, _) in HYPERPARAMETERS.items()}, None

@@ -321,7 +321,12 @@ class Formats(InFolder):
         self.assertEqual(self.load(text, "close")[0], [9, 9, 9])
 
     def test_newest_first_is_turned_round_and_told(self):
-        for times in ("2020-01-03 2020-01-02 2020-01-01", "1600000100 1600000050 999999999"):
+        for times in (
+            "2020-01-03 2020-01-02 2020-01-01",
+            "1600000100 1600000050 999999999",
+            "86400 0.5 -630979200",  # 1950
+            "1.6000001e+09 1.6e+09 9e+08",  # as np.savetxt writes them
+        ):
             rows = [f"{moment},{price}" for moment, price in zip(times.split(), (4, 2.5, 1.5))]
             prices, told = self.load("\n".join(["date,open", *rows]))
             self.assertEqual(prices, [1.5, 2.5, 4])
@@ -351,6 +356,7 @@ class Mistakes(InFolder):
             ("no such column", "Time,Close\n1,2\n", ["'open'", "'Time'", "'Close'"]),
             ("text", f"open\n1\n2\nthree\n{good}", ["line 4", "'three'"]),
             ("thousands", 'open,b\n"1,234.5",2\n', ["line 2", "'1,234.5'"]),
+            ("underscores", f"open\n{good}1_000\n", ["line 302", "'1_000'"]),
             ("no number", f"open\n{good}nan\n", ["line 302", "'nan'"]),
             ("infinity", f"open\n1\ninf\n{good}", ["line 3", "'inf'"]),
             ("zero", f"# x\nopen\n1\n\n0\n{good}", ["line 5", "'0'"]),
@@ -361,6 +367,7 @@ class Mistakes(InFolder):
             ("times repeat", f"date,open\n{dates}2020-01-05,7\n", ["line 102", "the time of line 6 again"]),
             ("times of no order", f"date,open\n{dates}13/12/2020,7\n", ["line 102", "'13/12/2020'", "sorted"]),
             ("times of two kinds", f"date,open\n{dates}1600000000,7\n", ["date", "different kinds"]),
+            ("a time that is none", "unix,open\n1600000000,1\nnan,7\n", ["line 3", "'nan'", "sorted"]),
             ("no time", f"date,open\n{dates},7\n", ["line 102", "sorted"]),
             ("one endless line", "1" * 200_000, ["line 1", "field limit"]),
             ("a quote that never ends", f'open,b\n1,"2\n{good * 50}', ["field limit"]),
@@ -427,6 +434,9 @@ class Mistakes(InFolder):
             (["--seed", 1 << 70], "error"),
             (["--hidden-size", 1 << 30], "memory"),
             (["--log", self.folder], "folder"),
+            (["--log", ""], "'' cannot be written", "names no file"),
+            (["--log", f"{self.folder}/new/"], "names no file"),
+            (["--plot", self.folder / "p.pdf"], "p.pdf", "PNG"),
             (["--plot", self.folder / "no" / "p.png"], "cannot be written"),
             (["--resume"], "No such file"),
         ):
