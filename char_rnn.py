@@ -99,7 +99,9 @@ def read_text(path):
     seen = np.zeros(sys.maxunicode + 1, bool)
     for codes in code_points():
         seen[codes] = True
-    if seen[0xDC80:0xDD00].any():  # what surrogateescape makes of the bytes 0x80 to 0xff where they are not UTF-8
+    if seen[
+        0xDC80:0xDD00
+    ].any():  # what surrogateescape makes of the bytes 0x80 to 0xff where they are not UTF-8
         text = "".join(pieces)
         bad = re.search("[\udc80-\udcff]", text)
         line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
@@ -205,7 +207,9 @@ class RNN:
     Raises ValueError for a size, rate or optimizer that cannot be.
     """
 
-    def __init__(self, hidden_size, vocab_size, seq_length, learning_rate, optimizer="adam", seed=0, dtype=np.float32):
+    def __init__(
+        self, hidden_size, vocab_size, seq_length, learning_rate, optimizer="adam", seed=0, dtype=np.float32
+    ):
         require_sizes(hidden_size=hidden_size, vocab_size=vocab_size, seq_length=seq_length)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number, not {learning_rate}")
@@ -448,7 +452,9 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path) from None
+        raise OSError(
+            error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -490,12 +496,19 @@ def load_checkpoint(path):
         with np.load(io.BytesIO(data[:-32]), allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
-        settings = {name: type(default)(about["settings"][name]) for name, (default, _) in HYPERPARAMETERS.items()}
+        settings = {
+            name: type(default)(about["settings"][name]) for name, (default, _) in HYPERPARAMETERS.items()
+        }
         about["settings"], about["position"] = settings, int(about["position"])
         rnn = new_model(len(about["chars"]), settings)
         rnn.a_prev = np.zeros((settings["batch_size"], rnn.hidden_size), rnn.dtype)
         rnn.best_theta = np.empty_like(rnn.theta)
-        places = {**rnn.named(rnn.best_theta), "theta": rnn.theta, "moments": rnn.moments, "a_prev": rnn.a_prev}
+        places = {
+            **rnn.named(rnn.best_theta),
+            "theta": rnn.theta,
+            "moments": rnn.moments,
+            "a_prev": rnn.a_prev,
+        }
         places["losses"] = np.zeros(about["iteration"])
         places["history"] = np.zeros((len(arrays["history"]), len(HISTORY)))
         for name, place in places.items():
@@ -512,7 +525,9 @@ def load_checkpoint(path):
         rnn.losses, rnn.history = places["losses"].tolist(), places["history"].tolist()
         rnn.rng.bit_generator.state = about["random"]
     except Exception as error:  # whatever a file made by other hands may bring about
-        raise ValueError(f"{path} is not a checkpoint of char_rnn.py: {type(error).__name__}: {error}") from None
+        raise ValueError(
+            f"{path} is not a checkpoint of char_rnn.py: {type(error).__name__}: {error}"
+        ) from None
     return rnn, about
 
 
@@ -555,9 +570,13 @@ class Progress:
         self.reader, self.max_iters, self.threshold, self.save = data_reader, max_iters, threshold, save
         self.chars = data_reader.seq_length * data_reader.batch_size
         # To read the held-out text once for every four times its length in training costs a tenth of the time or so.
-        self.validate_every = 500 * math.ceil(4 * min(len(data_reader.val_ids), MAX_EVALUATED) / (500 * self.chars))
+        self.validate_every = 500 * math.ceil(
+            4 * min(len(data_reader.val_ids), MAX_EVALUATED) / (500 * self.chars)
+        )
         self.since = time.perf_counter()
-        print(f"{'iteration':>13}{'smooth loss':>13}{'nats':>8}{'bits':>8}{'validation':>12}{'chars/s':>12}{'left':>8}")
+        print(
+            f"{'iteration':>13}{'smooth loss':>13}{'nats':>8}{'bits':>8}{'validation':>12}{'chars/s':>12}{'left':>8}"
+        )
 
     def __call__(self, rnn):
         rnn.seconds += time.perf_counter() - self.since
@@ -592,7 +611,9 @@ def prepare(args):
         settings = about["settings"]
         for name in sorted(given.keys() - {"max_iters", "threshold"}):
             if given[name] != settings[name]:
-                raise ValueError(f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}")
+                raise ValueError(
+                    f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}"
+                )
     settings = {**settings, **given}
     require_sizes(max_iters=settings["max_iters"])
     if not settings["threshold"] >= 0:
@@ -661,21 +682,25 @@ def train_command(args):
     if stop:
         save(rnn)
         files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
-        command = shlex.join([sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, *files, "--resume"])
+        command = shlex.join(
+            [sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, *files, "--resume"]
+        )
         print(f"\nstopped after iteration {rnn.iteration:,}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
     if args.log:
         write_log(args.log, rnn.history)
     if rnn.best_theta is not None:
         nats, train_nats = rnn.best_loss, rnn.smooth_loss / rnn.seq_length
-        print(f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run:")
-        print(f"as unsure as between {math.exp(nats):.1f} equally likely characters; blind guessing is between {V}")
+        print(
+            f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run:"
+        )
+        print(
+            f"as unsure as between {math.exp(nats):.1f} equally likely characters; blind guessing is between {V}"
+        )
         if nats > 1.25 * train_nats:
             hint = "being half known by heart: try fewer --max-iters next, or a longer text"
         else:
-            hint = (
-                "with more to learn: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
-            )
+            hint = "with more to learn: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
         print(f"its own text costs it {train_nats:.3f} nats, {hint}")
         rnn.theta[:] = rnn.best_theta
     print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7)}\n")
@@ -765,7 +790,9 @@ def parse(argv):
 
     train = commands.add_parser("train", help="learn from a text (the command when none is given)")
     train.set_defaults(run=train_command)
-    train.add_argument("text", nargs="?", default=str(DATA), help="UTF-8 text file (default: data/fables.txt)")
+    train.add_argument(
+        "text", nargs="?", default=str(DATA), help="UTF-8 text file (default: data/fables.txt)"
+    )
     for name, (default, what) in HYPERPARAMETERS.items():
         train.add_argument(
             "--" + name.replace("_", "-"),
@@ -774,17 +801,25 @@ def parse(argv):
             metavar={int: "N", float: "X", str: "NAME"}[type(default)],
             help=f"{what} (default: {default})",
         )
-    train.add_argument("--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved last")
+    train.add_argument(
+        "--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on exactly where the checkpoint was saved last"
+    )
     train.add_argument("--log", metavar="CSV", help="write " + ", ".join(HISTORY) + " to this file")
     train.add_argument("--plot", metavar="PNG", help="draw the loss curves in this file (needs matplotlib)")
 
     sample = commands.add_parser("sample", help="write text with a trained model")
     sample.set_defaults(run=sample_command)
-    sample.add_argument("checkpoint", nargs="?", default=CHECKPOINT, help="checkpoint to read (default: %(default)s)")
+    sample.add_argument(
+        "checkpoint", nargs="?", default=CHECKPOINT, help="checkpoint to read (default: %(default)s)"
+    )
     start = sample.add_mutually_exclusive_group()
     start.add_argument("--start", metavar="TEXT", help="text to go on from")
-    start.add_argument("--start-file", metavar="FILE", help="file with the text to go on from; - is standard input")
+    start.add_argument(
+        "--start-file", metavar="FILE", help="file with the text to go on from; - is standard input"
+    )
     sample.add_argument(
         "--length", type=int, default=400, metavar="N", help="characters to draw (default: %(default)s)"
     )
@@ -795,7 +830,9 @@ def parse(argv):
         metavar="X",
         help="under 1 is more careful, over 1 bolder, 0 always the likeliest (default: %(default)s)",
     )
-    sample.add_argument("--seed", type=int, metavar="N", help="seed of the random numbers (default: another each time)")
+    sample.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the random numbers (default: another each time)"
+    )
 
     if not argv or argv[0] not in ("train", "sample", "-h", "--help"):
         argv = ["train", *argv]
@@ -815,7 +852,11 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        text = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError) and error.filename
+            else str(error)
+        )
         print(f"char_rnn.py: error: {text}", file=sys.stderr)
         return 2
 

@@ -72,7 +72,9 @@ def load_prices(path, column="open", every=1):
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, names))}")
         price_column = min(matches, key=lambda ix: names[ix] != column)
         words = [re.sub("([a-z])([A-Z])", r"\1 \2", name).lower() for name in names]  # openTime: open time
-        time_column = next((ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))), None)
+        time_column = next(
+            (ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))), None
+        )
         try:
             for row in filter(None, rows):
                 prices.append(price(row[price_column]))
@@ -91,10 +93,14 @@ def load_prices(path, column="open", every=1):
         try:
             order = np.array(sorted(range(len(times)), key=times.__getitem__))
         except TypeError:
-            raise ValueError(f"{path}: its column {names[time_column]} has times of different kinds") from None
+            raise ValueError(
+                f"{path}: its column {names[time_column]} has times of different kinds"
+            ) from None
         for one, two in itertools.pairwise(order):
             if times[one] == times[two]:
-                raise ValueError(f"{path}, line {skipped + lines[two]}: the time of line {skipped + lines[one]} again")
+                raise ValueError(
+                    f"{path}, line {skipped + lines[two]}: the time of line {skipped + lines[one]} again"
+                )
         if (np.diff(order) < 0).any():
             prices = prices[order]
             print(f"{path} was not oldest first: sorted by its column {names[time_column]}", file=sys.stderr)
@@ -107,7 +113,9 @@ def read_header(path, file, column):
     for skipped, line in enumerate(file):
         delimiter = max(",;\t", key=line.count)
         try:
-            names = [name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])]
+            names = [
+                name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])
+            ]
         except csv.Error as error:
             raise ValueError(f"{path}, line {skipped + 1}: {error}") from None
         if len(names) == len(KLINE) and names[0].isdigit():
@@ -146,7 +154,9 @@ def moment(text):
         if not math.isfinite(number):
             raise ValueError
     except ValueError:
-        raise ValueError(f"the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds") from None
+        raise ValueError(
+            f"the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds"
+        ) from None
     return number / (1e6 if abs(number) > 1e14 else 1e3 if abs(number) > 1e11 else 1)
 
 
@@ -185,7 +195,9 @@ class StockDataset(torch.utils.data.Dataset):
                 raise ValueError(f"all {len(self.prices)} prices are {low:g}: there is nothing to learn")
             changes = np.diff(self.prices) / self.prices[:-1]
             if normalise == "window" and np.ptp(changes) < 1e-9:
-                raise ValueError(f"every price is {changes[0]:+.6g} from the one before: there is nothing to learn")
+                raise ValueError(
+                    f"every price is {changes[0]:+.6g} from the one before: there is nothing to learn"
+                )
             scale = (low, high) if normalise == "range" else np.std(changes)
         self.scale = tuple(map(float, scale)) if normalise == "range" else float(scale)
 
@@ -211,7 +223,9 @@ class StockDataset(torch.utils.data.Dataset):
         rows = self.windows[index]
         if self.normalise == "window":
             rows = rows.cumsum(-1)
-            rows = torch.expm1(rows - rows[..., -2:-1]) / self.scale  # p_t / p_T - 1 = exp(log p_t - log p_T) - 1
+            rows = (
+                torch.expm1(rows - rows[..., -2:-1]) / self.scale
+            )  # p_t / p_T - 1 = exp(log p_t - log p_T) - 1
         return rows[..., :-1, None], rows[..., -1:]
 
     def to_price(self, prediction, index):
@@ -235,7 +249,9 @@ def split(prices, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="
     """
     require_sizes(seq_length=seq_length)
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-        raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must each leave a part")
+        raise ValueError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must each leave a part"
+        )
     shares = ((seq_length + 1, 1 - val_fraction - test_fraction), (1, val_fraction), (1, test_fraction))
     needed = max(math.ceil(round(rows / share, 6)) for rows, share in shares)
     if len(prices) < needed:
@@ -246,7 +262,9 @@ def split(prices, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="
     test_start = len(prices) - int(len(prices) * test_fraction)
     val_start = test_start - int(len(prices) * val_fraction)
     train_set = StockDataset(prices[:val_start], seq_length, normalise)
-    val_set = StockDataset(prices[val_start - seq_length : test_start], seq_length, normalise, train_set.scale)
+    val_set = StockDataset(
+        prices[val_start - seq_length : test_start], seq_length, normalise, train_set.scale
+    )
     test_set = StockDataset(prices[test_start - seq_length :], seq_length, normalise, train_set.scale)
     return train_set, val_set, test_set
 
@@ -359,7 +377,12 @@ def train(
 
 def training_state(model, optimizer, best, history):
     """A copy of all that train needs to go on."""
-    state = {"model": model.state_dict(), "best": best, "optimizer": optimizer.state_dict(), "history": history}
+    state = {
+        "model": model.state_dict(),
+        "best": best,
+        "optimizer": optimizer.state_dict(),
+        "history": history,
+    }
     return copy.deepcopy({**state, "random": torch.get_rng_state()})
 
 
@@ -416,7 +439,9 @@ def forecast(model, prices, steps, seq_length=20, normalise="window", scale=None
         raise ValueError(f"{len(prices)} prices are too few: a window needs {seq_length}")
     prices = list(prices[-seq_length:])
     for _ in range(steps):
-        window = np.array(prices[-seq_length:] + prices[-1:])  # a price must follow for an item, and is not read
+        window = np.array(
+            prices[-seq_length:] + prices[-1:]
+        )  # a price must follow for an item, and is not read
         item = StockDataset(window, seq_length, normalise, scale)
         prices.append(item.to_price(evaluate(model, item)[1], 0).item())
     return np.array(prices[-steps:])
@@ -437,7 +462,9 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path) from None
+        raise OSError(
+            error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -517,7 +544,10 @@ RANGE_RATE = 3e-3  # "range" starts far from the naive forecast, and has a way t
 HYPERPARAMETERS = {  # name: (default, what it is)
     "column": ("open", "column of prices in the file"),
     "every": (1, "take every N-th row, from the oldest on"),
-    "normalise": ("window", "window: each window by its own last price; range: all to [-1, 1] by the training set"),
+    "normalise": (
+        "window",
+        "window: each window by its own last price; range: all to [-1, 1] by the training set",
+    ),
     "hidden_size": (16, "hidden units"),
     "num_layers": (1, "hidden layers"),
     "seq_length": (20, "prices in a window"),
@@ -574,7 +604,9 @@ def train_command(args):
         settings = about["settings"]
         for name in sorted(given.keys() - {"epochs"}):
             if given[name] != settings[name]:
-                raise ValueError(f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}")
+                raise ValueError(
+                    f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}"
+                )
     elif given.get("normalise") == "range":
         settings["learning_rate"] = RANGE_RATE
     settings = {**settings, **given}
@@ -593,7 +625,9 @@ def train_command(args):
     model = RNN(settings["hidden_size"], settings["num_layers"]).to(device)
 
     print(f"{Path(args.prices).name}: {len(prices):,} prices")
-    print(f"training on the first {seen - len(val_set):,}, validation on {len(val_set):,}, test on {len(test_set):,}")
+    print(
+        f"training on the first {seen - len(val_set):,}, validation on {len(val_set):,}, test on {len(test_set):,}"
+    )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{settings['hidden_size']} hidden units, {parameters:,} parameters, on {device}")
     if args.resume:
@@ -602,7 +636,9 @@ def train_command(args):
         if os.path.exists(args.checkpoint):
             write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
             print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
-        says = "the last price" if settings["normalise"] == "window" else "in the middle of the training range"
+        says = (
+            "the last price" if settings["normalise"] == "window" else "in the middle of the training range"
+        )
         loss, _ = evaluate(model, val_set)
         print(f"before training it says that the next price is {says}: validation loss {loss:.6f}")
     print(flush=True)
@@ -632,7 +668,9 @@ def train_command(args):
         return 128 + stop[0]
     if stop:
         files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
-        command = shlex.join([sys.argv[0], "train", args.prices, "--checkpoint", args.checkpoint, *files, "--resume"])
+        command = shlex.join(
+            [sys.argv[0], "train", args.prices, "--checkpoint", args.checkpoint, *files, "--resume"]
+        )
         print(f"\nstopped after epoch {len(history['val_loss'])}; to go on:  python {command}", flush=True)
         return 128 + stop[0]
 
@@ -644,7 +682,9 @@ def train_command(args):
     if pyplot:
         plot(pyplot, args.plot, model, test_set, history)
         print(f"prices and loss curves in {args.plot}")
-    print("try next: --plot prices.png to see it, other values of --seed to tell skill from luck, prices of your own")
+    print(
+        "try next: --plot prices.png to see it, other values of --seed to tell skill from luck, prices of your own"
+    )
     command = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
     print(f"saved in {args.checkpoint}; for more prices:  python {command}")
     return 0
@@ -662,9 +702,13 @@ def pick_device(name, settings):
         name = "cuda" if enough and torch.cuda.is_available() else "cpu"
     if name not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name}")
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
+    if (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    ):
         raise ValueError(f"device {name} is not available here")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuDNN's RNN may differ from run to run
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # without it, cuDNN's RNN may differ from run to run
     return torch.device(name)
 
 
@@ -674,7 +718,9 @@ def print_test(model, test_set, title):
     changes = np.abs(np.diff(test_set.prices[test_set.seq_length - 1 :]))
     u, digits = figures["theil_u"], max(2, 3 - math.floor(math.log10(figures["naive_rmse"])))
     print(f"\n{f'test on {len(test_set):,} {title}':<34}{'model':>12}{'naive':>12}")
-    print(f"{'root mean square error':<34}{figures['rmse']:>12,.{digits}f}{figures['naive_rmse']:>12,.{digits}f}")
+    print(
+        f"{'root mean square error':<34}{figures['rmse']:>12,.{digits}f}{figures['naive_rmse']:>12,.{digits}f}"
+    )
     print(f"{'mean absolute error':<34}{figures['mae']:>12,.{digits}f}{changes.mean():>12,.{digits}f}")
     print(f"{'moves with the right sign':<34}{figures['direction']:>12.1%}{'-':>12}")
     name = "Theil's U"
@@ -682,7 +728,9 @@ def print_test(model, test_set, title):
     if round(u, 4) < 1:
         print(f"The model's error is {1 - u:.2%} below that of saying that the next price is the last price.")
     else:
-        print("The model does not beat the naive forecast: saying that the next price is the last price is as good.")
+        print(
+            "The model does not beat the naive forecast: saying that the next price is the last price is as good."
+        )
 
 
 def print_forecast(model, prices, steps, about):
@@ -737,10 +785,14 @@ def test_command(args):
     model, prices, about = open_both(args)
     settings, seen, title = about["settings"], about["seen"], "prices"
     if len(prices) > seen and zlib.crc32(prices[:seen].tobytes()) == about["mark"]:
-        print(f"{args.prices} begins with the {seen:,} prices of training and validation: the rest is the test")
+        print(
+            f"{args.prices} begins with the {seen:,} prices of training and validation: the rest is the test"
+        )
         prices = prices[seen - settings["seq_length"] :]
         title = NEVER_SEEN
-    print_test(model, StockDataset(prices, settings["seq_length"], settings["normalise"], about["scale"]), title)
+    print_test(
+        model, StockDataset(prices, settings["seq_length"], settings["normalise"], about["scale"]), title
+    )
     return 0
 
 
@@ -792,10 +844,16 @@ def parse(argv):
     train.add_argument(
         "--device", default="auto", metavar="NAME", help=f"one of {', '.join(DEVICES)} (default: %(default)s)"
     )
-    train.add_argument("--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved last")
+    train.add_argument(
+        "--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)"
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on exactly where the checkpoint was saved last"
+    )
     train.add_argument("--log", metavar="CSV", help="write epoch, train_loss, val_loss to this file")
-    train.add_argument("--plot", metavar="PNG", help="draw the prices and loss curves in this file (needs matplotlib)")
+    train.add_argument(
+        "--plot", metavar="PNG", help="draw the prices and loss curves in this file (needs matplotlib)"
+    )
 
     test = commands.add_parser("test", help="how good a trained model is on a file of prices")
     test.set_defaults(run=test_command)
@@ -806,7 +864,9 @@ def parse(argv):
         command.add_argument("prices", help="CSV file")
         for name in ("column", "every"):
             add(command, name, "as in training")
-    predict.add_argument("--steps", type=int, default=1, metavar="N", help="prices to predict (default: %(default)s)")
+    predict.add_argument(
+        "--steps", type=int, default=1, metavar="N", help="prices to predict (default: %(default)s)"
+    )
 
     if not argv or argv[0] not in ("train", "test", "predict", "-h", "--help"):
         argv = ["train", *argv]
@@ -826,8 +886,18 @@ def main(argv=None):
         return args.run(args)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
-        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    except (
+        ValueError,
+        OSError,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch's own are RuntimeErrors
+        text = (
+            f"{error.filename}: {error.strerror}"
+            if isinstance(error, OSError) and error.filename
+            else str(error)
+        )
         text = " ".join(text.split())
         print(f"stock_rnn.py: error: {text}", file=sys.stderr)
         return 2

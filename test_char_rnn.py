@@ -62,7 +62,9 @@ class InFolder(unittest.TestCase):
         return [sys.executable, SCRIPT, *map(str, args)]
 
     def run_script(self, *args, **options):
-        return subprocess.run(self.command(*args), cwd=self.folder, capture_output=True, timeout=120, **options)
+        return subprocess.run(
+            self.command(*args), cwd=self.folder, capture_output=True, timeout=120, **options
+        )
 
     def succeed(self, *args, **options):
         done = self.run_script(*args, **options)
@@ -93,7 +95,9 @@ class TestData(InFolder):
                 expected = "".join(io.TextIOWrapper(io.BytesIO((text * 3).encode()), "utf-8-sig"))
                 self.assertEqual("".join(reader.ix_to_char[ix] for ix in reader.train_ids), expected)
                 self.assertEqual(reader.chars, sorted(set(expected)))
-                self.assertEqual([reader.char_to_ix[char] for char in reader.chars], list(range(reader.vocab_size)))
+                self.assertEqual(
+                    [reader.char_to_ix[char] for char in reader.chars], list(range(reader.vocab_size))
+                )
 
     def test_a_text_longer_than_the_pieces_it_is_read_in_survives_them(self):
         text = "a語😀é\r\n" * 400_000
@@ -115,7 +119,9 @@ class TestData(InFolder):
         one_pass = len(read) // 2
         columns = np.concatenate(read[:one_pass]).T.ravel()  # stream after stream
         np.testing.assert_array_equal(columns, np.arange(len(columns)))
-        self.assertLess(len(reader.train_ids) - 1 - len(columns), T * B)  # what is left over is less than a batch
+        self.assertLess(
+            len(reader.train_ids) - 1 - len(columns), T * B
+        )  # what is left over is less than a batch
         np.testing.assert_array_equal(np.concatenate(read[:one_pass]), np.concatenate(read[one_pass:]))
         self.assertEqual(passes, ([True] + [False] * (one_pass - 1)) * 2)
 
@@ -139,7 +145,9 @@ class TestData(InFolder):
                 self.assertLess(max(inputs.max(), targets.max()), reader.vocab_size)
                 outcomes.append("read")
             except ValueError as error:
-                outcomes.append(re.search("characters, but|is empty|holds nothing but|is not UTF-8", str(error))[0])
+                outcomes.append(
+                    re.search("characters, but|is empty|holds nothing but|is not UTF-8", str(error))[0]
+                )
         self.assertLessEqual({"read", "characters, but", "is not UTF-8"}, set(outcomes))
 
     def test_a_text_long_enough_for_one_batch_only_trains_without_validation(self):
@@ -194,7 +202,10 @@ class TestMathematics(unittest.TestCase):
         np.testing.assert_allclose(a1, a[:, 0], atol=1e-14)
         np.testing.assert_allclose(y1, y_pred[:, 0], atol=1e-14)
         self.assertAlmostEqual(rnn.loss(y1, targets[:, 0]), rnn.loss(y_pred, targets), places=12)
-        grads, grads1 = rnn.backward(inputs, a, y_pred, targets), rnn.backward(inputs[:, 0], a1, y1, targets[:, 0])
+        grads, grads1 = (
+            rnn.backward(inputs, a, y_pred, targets),
+            rnn.backward(inputs[:, 0], a1, y1, targets[:, 0]),
+        )
         for name in PARAMETERS:
             np.testing.assert_allclose(grads1[name], grads[name], atol=1e-13)
 
@@ -210,7 +221,15 @@ class TestMathematics(unittest.TestCase):
         self.assertTrue(100 < rnn.loss(certain_and_wrong, np.array([1, 2])) < 1000)
 
     def test_gradients_match_central_differences_for_every_parameter(self):
-        for sizes in (dict(), dict(T=1), dict(B=1), dict(B=None), dict(T=1, B=None), dict(H=1), dict(V=2, T=9)):
+        for sizes in (
+            dict(),
+            dict(T=1),
+            dict(B=1),
+            dict(B=None),
+            dict(T=1, B=None),
+            dict(H=1),
+            dict(V=2, T=9),
+        ):
             rnn, inputs, targets, a_prev = self.problem(**sizes)
             grads = rnn.backward(inputs, *rnn.forward(inputs, a_prev), targets)
             self.assertEqual(set(grads), set(PARAMETERS))
@@ -252,7 +271,12 @@ class TestMathematics(unittest.TestCase):
         x = torch.nn.functional.one_hot(torch.tensor(inputs), V).double()
         hidden, _ = theirs(x, torch.tensor(a_prev)[None])
         z = out(hidden)
-        loss = torch.nn.functional.cross_entropy(z.reshape(-1, V), torch.tensor(targets).ravel(), reduction="sum") / B
+        loss = (
+            torch.nn.functional.cross_entropy(
+                z.reshape(-1, V), torch.tensor(targets).ravel(), reduction="sum"
+            )
+            / B
+        )
         loss.backward()
 
         a, y_pred = rnn.forward(inputs, a_prev)
@@ -277,7 +301,9 @@ class TestMathematics(unittest.TestCase):
                     theirs[key].grad = torch.tensor(grads[key])
                 optimiser.step()
             for key in PARAMETERS:
-                np.testing.assert_allclose(getattr(rnn, key), theirs[key].detach(), atol=1e-10, err_msg=f"{name} {key}")
+                np.testing.assert_allclose(
+                    getattr(rnn, key), theirs[key].detach(), atol=1e-10, err_msg=f"{name} {key}"
+                )
 
     def test_update_clips_every_element_to_five(self):
         large, clipped = (RNN(3, 4, 5, 0.1, optimizer="sgd", dtype=np.float64) for _ in range(2))
@@ -285,7 +311,9 @@ class TestMathematics(unittest.TestCase):
         large.update(grads)
         clipped.update({key: np.clip(value, -5, 5) for key, value in grads.items()})
         np.testing.assert_array_equal(large.theta, clipped.theta)
-        self.assertGreater(max(np.abs(value).max() for value in grads.values()), 20)  # and the caller's are unclipped
+        self.assertGreater(
+            max(np.abs(value).max() for value in grads.values()), 20
+        )  # and the caller's are unclipped
 
     def test_a_parameter_that_is_assigned_to_is_the_one_that_learns(self):
         rnn = RNN(3, 4, 5, 0.1, optimizer="sgd")
@@ -365,7 +393,9 @@ class TestLearning(InFolder):
             reader.val_ids = held_out
             ids = held_out.astype(np.intp)
             y_pred = rnn.forward(ids[:-1], np.zeros(32))[1]
-            self.assertAlmostEqual(rnn.evaluate(reader), rnn.loss(y_pred, ids[1:]) / (len(ids) - 1), delta=tolerance)
+            self.assertAlmostEqual(
+                rnn.evaluate(reader), rnn.loss(y_pred, ids[1:]) / (len(ids) - 1), delta=tolerance
+            )
 
     def test_the_best_weights_by_validation_are_kept(self):
         reader = self.reader("the cat sat on the mat and " * 30, 8, 4, val_fraction=0.2)
@@ -434,7 +464,14 @@ def same_run(one, other):
     """Whether two checkpoints hold the same training run to the last bit, all but the seconds that it took."""
     (rnn1, about1), (rnn2, about2) = map(char_rnn.load_checkpoint, (one, other))
     arrays = [
-        [rnn.theta, rnn.best_theta, rnn.moments, rnn.a_prev, np.array(rnn.losses), np.array(rnn.history)[:, [0, 2, 3]]]
+        [
+            rnn.theta,
+            rnn.best_theta,
+            rnn.moments,
+            rnn.a_prev,
+            np.array(rnn.losses),
+            np.array(rnn.history)[:, [0, 2, 3]],
+        ]
         for rnn in (rnn1, rnn2)
     ]
     about1.pop("seconds"), about2.pop("seconds")
@@ -496,7 +533,8 @@ class TestCheckpoints(InFolder):
             out, err = process.communicate()
             self.assertEqual((process.returncode, err), (status, ""))
             self.assertRegex(
-                out, rf"stopped after iteration [\d,]+; to go on:  python .*--checkpoint {name} --log=log.csv --resume"
+                out,
+                rf"stopped after iteration [\d,]+; to go on:  python .*--checkpoint {name} --log=log.csv --resume",
             )
             self.assertLess(char_rnn.load_checkpoint(self.folder / name)[0].iteration, 8000)
             self.train("--max-iters=8000", f"--checkpoint={name}", "--resume")
@@ -521,7 +559,11 @@ class TestCheckpoints(InFolder):
 
     def test_no_file_is_read_and_written_or_written_twice(self):
         words = Path(self.text).read_bytes()
-        for args in (["--log", self.text], ["--checkpoint", self.text], ["--log=a.npz", "--checkpoint=./a.npz"]):
+        for args in (
+            ["--log", self.text],
+            ["--checkpoint", self.text],
+            ["--log=a.npz", "--checkpoint=./a.npz"],
+        ):
             self.refuse("train", self.text, *SMALL, "--max-iters=5", *args, saying="named twice")
         self.assertEqual(Path(self.text).read_bytes(), words)
 
@@ -598,7 +640,15 @@ class TestCheckpoints(InFolder):
             "os.geteuid() or os.setuid(65534); sys.exit(char_rnn.main(sys.argv[1:]))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", as_user, "train", self.text, "--resume", "--checkpoint=closed/char_rnn.npz"],
+            [
+                sys.executable,
+                "-c",
+                as_user,
+                "train",
+                self.text,
+                "--resume",
+                "--checkpoint=closed/char_rnn.npz",
+            ],
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -623,7 +673,9 @@ class TestCheckpoints(InFolder):
             with self.assertRaisesRegex(ValueError, "damaged, or not a checkpoint"):
                 char_rnn.load_checkpoint(self.write("damaged.npz", content))
         self.refuse("sample", "damaged.npz", saying="damaged.npz is damaged, or not a checkpoint")
-        self.refuse("train", self.text, "--resume", "--checkpoint=damaged.npz", saying="damaged.npz is damaged")
+        self.refuse(
+            "train", self.text, "--resume", "--checkpoint=damaged.npz", saying="damaged.npz is damaged"
+        )
 
     def forge(self, change):
         """A checkpoint whose arrays were changed by hand and whose checksum was made to fit."""
@@ -656,7 +708,10 @@ class TestCheckpoints(InFolder):
             lambda arrays: arrays.pop("moments"),
             lambda arrays: arrays.pop("about"),
         ]
-        changes += [lambda arrays: arrays.update(extra=np.zeros(3)), lambda arrays: arrays.update(about=np.array("{}"))]
+        changes += [
+            lambda arrays: arrays.update(extra=np.zeros(3)),
+            lambda arrays: arrays.update(about=np.array("{}")),
+        ]
         changes += [lambda arrays: arrays.update(by=arrays["by"][:-1])]
         for change in changes:
             self.refuse("sample", self.forge(change), saying="forged.npz is not a checkpoint of char_rnn.py")
@@ -709,7 +764,9 @@ class TestCommandLine(InFolder):
         os.close(ours)
         self.assertEqual(process.wait(), 0)
         (line,) = [line for line in shown.split(b"\n") if b" 1,000 " in line]
-        self.assertEqual([part.split()[0] for part in line.strip(b"\r").split(b"\r")], [b"500", b"1,000", b"1,500"])
+        self.assertEqual(
+            [part.split()[0] for part in line.strip(b"\r").split(b"\r")], [b"500", b"1,000", b"1,500"]
+        )
 
     def test_the_log_has_a_row_for_every_progress_line(self):
         self.succeed("train", FABLES, *SMALL, "--max-iters=2600", "--log=history.csv")
@@ -772,7 +829,8 @@ class TestCommandLine(InFolder):
     def test_the_advice_at_the_end_follows_from_the_two_losses(self):
         by_heart = self.write("fables.txt", Path(FABLES).read_text(encoding="utf-8")[:3000])
         self.assertIn(
-            "fewer --max-iters", self.succeed("train", by_heart, *SMALL, "--hidden-size=64", "--max-iters=1000")
+            "fewer --max-iters",
+            self.succeed("train", by_heart, *SMALL, "--hidden-size=64", "--max-iters=1000"),
         )
         self.assertIn("more --max-iters", self.succeed("train", FABLES, *SMALL, "--max-iters=200"))
 
@@ -848,7 +906,10 @@ class TestCommandLine(InFolder):
 
     def test_help_names_every_flag(self):
         for command, flags in (
-            ("train", ["--hidden-size", "--learning-rate", "--checkpoint", "--resume", "--log", "--plot", "--seed"]),
+            (
+                "train",
+                ["--hidden-size", "--learning-rate", "--checkpoint", "--resume", "--log", "--plot", "--seed"],
+            ),
             ("sample", ["--start", "--start-file", "--length", "--temperature", "--seed"]),
         ):
             out = self.succeed(command, "--help")
@@ -858,13 +919,17 @@ class TestCommandLine(InFolder):
 @unittest.skipUnless((HERE / "README.md").exists(), "README.md is not beside the tests")
 class TestReadme(InFolder):
     def test_python_snippets_about_char_rnn_run_as_written(self):
-        snippets = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        snippets = re.findall(
+            r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        )
         snippets = [snippet for snippet in snippets if "char_rnn" in snippet]
         self.assertGreater(len(snippets), 0)
         (self.folder / "data").symlink_to(HERE / "data")
         self.write("char_rnn.py", Path(SCRIPT).read_bytes())
         for snippet in snippets:
-            done = subprocess.run([sys.executable, "-c", snippet], cwd=self.folder, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", snippet], cwd=self.folder, capture_output=True, text=True
+            )
             self.assertEqual((done.returncode, done.stderr), (0, ""), snippet)
 
 

@@ -46,7 +46,9 @@ QUICK = ("--epochs", "2", "--hidden-size", "4", "--seq-length", "5")
 def main(*argv):
     """The command line, in this process: (exit status, stdout, stderr). Leaves the signal handlers as they were."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    signals = [number for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGPIPE", None)) if number]
+    signals = [
+        number for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGPIPE", None)) if number
+    ]
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -304,12 +306,20 @@ class Formats(InFolder):
             ("plain", "time,open\n2020-01-01,1.5\n2020-01-02,2.5\n2020-01-03,4\n", "open"),
             ("another case", "Date,Open,Close\n2020-01-01,1.5,7\n2020-01-02,2.5,7\n2020-01-03,4,7\n", "open"),
             ("a dotted name", '"","BTC.open"\n"a",1.5\n"b",2.5\n"c",4\n', "BTC.open"),
-            ("quotes", '"date","note","open"\n2020-01-01,"a,b","1.5"\n2020-01-02,,2.5\n2020-01-03,,4\n', "open"),
+            (
+                "quotes",
+                '"date","note","open"\n2020-01-01,"a,b","1.5"\n2020-01-02,,2.5\n2020-01-03,,4\n',
+                "open",
+            ),
             ("byte-order mark", "\ufeffopen\r\n1.5\r\n2.5\r\n4\r\n", "open"),
             ("semicolons", "time;open\n1;1.5\n2;2.5\n3;4", "open"),
             ("comment", "# from somewhere, in 2020\nopen,x\n1.5,0\n2.5,0\n4,0\n", "open"),
             ("a line of address", "https://www.example.org\nunix,open\n3,1.5\n4,2.5\n5,4\n", "open"),
-            ("zones", "time,open\n2020-01-01 00:00+01:00,1.5\n2020-01-01 00:00Z,2.5\n2020-01-01 01:00 UTC,4\n", "open"),
+            (
+                "zones",
+                "time,open\n2020-01-01 00:00+01:00,1.5\n2020-01-01 00:00Z,2.5\n2020-01-01 01:00 UTC,4\n",
+                "open",
+            ),
         ):
             with self.subTest(name):
                 self.assertEqual(self.load(text, column), ([1.5, 2.5, 4], ""))
@@ -365,7 +375,11 @@ class Mistakes(InFolder):
             ("constant", "open\n" + "7\n" * 100, ["nothing to learn"]),
             ("few", "open\n1\n2\n3\n", ["3 prices", "at least"]),
             ("times repeat", f"date,open\n{dates}2020-01-05,7\n", ["line 102", "the time of line 6 again"]),
-            ("times of no order", f"date,open\n{dates}13/12/2020,7\n", ["line 102", "'13/12/2020'", "sorted"]),
+            (
+                "times of no order",
+                f"date,open\n{dates}13/12/2020,7\n",
+                ["line 102", "'13/12/2020'", "sorted"],
+            ),
             ("times of two kinds", f"date,open\n{dates}1600000000,7\n", ["date", "different kinds"]),
             ("a time that is none", "unix,open\n1600000000,1\nnan,7\n", ["line 3", "'nan'", "sorted"]),
             ("no time", f"date,open\n{dates},7\n", ["line 102", "sorted"]),
@@ -382,7 +396,9 @@ class Mistakes(InFolder):
 
     def test_a_damaged_file_is_read_or_refused_with_a_reason(self):
         dates = np.datetime64("2020-01-01") + np.arange(100)
-        whole = "".join(["date,open\n", *(f"{date},{price:.2f}\n" for date, price in zip(dates, PRICES))]).encode()
+        whole = "".join(
+            ["date,open\n", *(f"{date},{price:.2f}\n" for date, price in zip(dates, PRICES))]
+        ).encode()
         rng, outcomes = np.random.default_rng(0), {True: 0, False: 0}
         for _ in range(300):
             text = bytearray(whole)
@@ -475,7 +491,10 @@ class Mistakes(InFolder):
             ("code", sealed(lambda other: other.update(harm=Harm()))),
             ("a name too few", sealed(lambda other: other["state"]["model"].popitem())),
             ("a shape", sealed(lambda other: other["state"]["best"].update({"linear.bias": torch.zeros(2)}))),
-            ("a type", sealed(lambda other: other["state"]["best"].update({"linear.bias": torch.zeros(1).double()}))),
+            (
+                "a type",
+                sealed(lambda other: other["state"]["best"].update({"linear.bias": torch.zeros(1).double()})),
+            ),
             ("a size", sealed(lambda other: other["about"]["settings"].update(hidden_size=5))),
             ("a setting", sealed(lambda other: other["about"]["settings"].update(every="1"))),
             ("a history", sealed(lambda other: other["state"]["history"]["train_loss"].pop())),
@@ -484,17 +503,25 @@ class Mistakes(InFolder):
                 with self.subTest(name, command=command[0]):
                     self.checkpoint.write_bytes(data)
                     self.assert_one_line(main(*command), "checkpoint of stock_rnn.py")
-            self.assert_one_line(main("train", self.file, "--checkpoint", self.checkpoint, "--resume"), "checkpoint")
+            self.assert_one_line(
+                main("train", self.file, "--checkpoint", self.checkpoint, "--resume"), "checkpoint"
+            )
         self.assertFalse(Harm.path.exists())
 
     def test_prices_that_always_change_alike_are_refused(self):
         for prices in (100 * 1.01 ** np.arange(300), 2.0 ** np.arange(300), np.full(300, 7.0)):
             write_csv(self.file, prices)
-            self.assert_one_line(main("train", self.file, "--checkpoint", self.checkpoint), "nothing to learn")
+            self.assert_one_line(
+                main("train", self.file, "--checkpoint", self.checkpoint), "nothing to learn"
+            )
 
     def test_no_file_is_read_and_written_or_written_twice(self):
         before = write_csv(self.file, PRICES).read_bytes()
-        for flags in (("--log", self.file), ("--checkpoint", self.file), ("--log", "a.pt", "--checkpoint", "./a.pt")):
+        for flags in (
+            ("--log", self.file),
+            ("--checkpoint", self.file),
+            ("--log", "a.pt", "--checkpoint", "./a.pt"),
+        ):
             self.assert_one_line(main("train", self.file, *QUICK, *flags), "named twice")
         self.assertEqual(self.file.read_bytes(), before)
 
@@ -515,7 +542,9 @@ class Mistakes(InFolder):
         flags = ("train", self.file, "--checkpoint", self.checkpoint)
         self.assertEqual(main(*flags, *QUICK)[0], 0)
         before = self.checkpoint.read_bytes()
-        self.assert_one_line(main(*flags, *QUICK, "--learning-rate", "1e30", "--epochs", "30"), "learning rate")
+        self.assert_one_line(
+            main(*flags, *QUICK, "--learning-rate", "1e30", "--epochs", "30"), "learning rate"
+        )
         self.assertEqual(self.checkpoint.read_bytes(), before)
 
 
@@ -529,7 +558,8 @@ class CommandLine(InFolder):
         self.assertRegex(out, r"Theil's U +\d\.\d{4} +1\.0000\n")
         untrained = stock_rnn.evaluate(RNN(4), split(PRICES, 5)[1])[0]
         self.assertIn(
-            f"before training it says that the next price is the last price: validation loss {untrained:.6f}", out
+            f"before training it says that the next price is the last price: validation loss {untrained:.6f}",
+            out,
         )
         self.assertRegex(out, "(does not beat the naive forecast|below that of saying)")
         rows = list(csv.reader(log.read_text().splitlines()))
@@ -594,18 +624,24 @@ class CommandLine(InFolder):
 
         png = self.folder / "p.png"
         with mock.patch.object(Figure, "savefig", keep):
-            self.assertEqual(main("train", self.file, "--checkpoint", self.checkpoint, "--plot", png, *QUICK)[0], 0)
+            self.assertEqual(
+                main("train", self.file, "--checkpoint", self.checkpoint, "--plot", png, *QUICK)[0], 0
+            )
         self.assertEqual(png.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         prices, losses = figures[0].axes
         curves = {line.get_label(): line.get_ydata() for axes in (prices, losses) for line in axes.lines}
-        self.assertEqual(list(curves), ["true", "predicted", "naive: the last price", "training", "validation"])
+        self.assertEqual(
+            list(curves), ["true", "predicted", "naive: the last price", "training", "validation"]
+        )
         np.testing.assert_array_equal(curves["true"], PRICES[-45:])
         np.testing.assert_array_equal(curves["naive: the last price"], PRICES[-46:-1])
         self.assertEqual([len(curve) for curve in curves.values()], [45, 45, 45, 2, 2])
 
     def test_a_plot_without_matplotlib_is_refused_before_training(self):
         with mock.patch.dict(sys.modules, {"matplotlib": None}):
-            self.assert_one_line(main("train", "--checkpoint", self.checkpoint, "--plot", "p.png"), "pip install")
+            self.assert_one_line(
+                main("train", "--checkpoint", self.checkpoint, "--plot", "p.png"), "pip install"
+            )
 
 
 class Processes(InFolder):
@@ -629,11 +665,15 @@ class Processes(InFolder):
         self.assertEqual(first.returncode, -signal.SIGKILL)
         _, state, _ = stock_rnn.load_checkpoint(self.checkpoint)
         epochs = len(state["history"]["val_loss"]) + 3
-        out, err = start("--checkpoint", self.checkpoint, "--log", log, "--resume", "--epochs", epochs).communicate()
+        out, err = start(
+            "--checkpoint", self.checkpoint, "--log", log, "--resume", "--epochs", epochs
+        ).communicate()
         self.assertEqual(err, "")
         self.assertIn("going on", out)
         other = self.folder / "other.pt"
-        self.assertEqual(start("--checkpoint", other, "--log", whole, "--epochs", epochs).communicate()[1], "")
+        self.assertEqual(
+            start("--checkpoint", other, "--log", whole, "--epochs", epochs).communicate()[1], ""
+        )
         self.assertEqual(len(self.history(log)), epochs + 1)
         self.assertEqual(self.history(log), self.history(whole))
 
@@ -680,7 +720,17 @@ class Processes(InFolder):
             "import os, sys, stock_rnn; args = sys.argv[1:]; stock_rnn.main(['predict', args[-1], args[1]]); "
             "os.geteuid() or os.setuid(65534); os._exit(stock_rnn.main(args))"
         )
-        command = [sys.executable, "-c", as_user, "train", self.file, "--resume", "--epochs", "5", "--checkpoint"]
+        command = [
+            sys.executable,
+            "-c",
+            as_user,
+            "train",
+            self.file,
+            "--resume",
+            "--epochs",
+            "5",
+            "--checkpoint",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
         done = subprocess.run([*command, checkpoint], capture_output=True, text=True, env=environment)
         self.assert_one_line((done.returncode, done.stdout, done.stderr), "folder is missing or read-only")
@@ -697,13 +747,17 @@ class Processes(InFolder):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, len(before) - 1))
 
-        process = start("train", self.file, "--checkpoint", self.checkpoint, *QUICK, "--resume", preexec_fn=no_room)
+        process = start(
+            "train", self.file, "--checkpoint", self.checkpoint, *QUICK, "--resume", preexec_fn=no_room
+        )
         self.assertEqual(process.communicate()[1], "")  # nothing left to do, nothing to write
         process = start(
             "train", self.file, "--checkpoint", self.checkpoint, "--resume", "--epochs", 9, preexec_fn=no_room
         )
         out, err = process.communicate()
-        self.assert_one_line((process.returncode, out, err), "cannot be written", "what was there is untouched")
+        self.assert_one_line(
+            (process.returncode, out, err), "cannot be written", "what was there is untouched"
+        )
         self.assertEqual(self.checkpoint.read_bytes(), before)
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["model.pt", "prices.csv"])
 
@@ -717,12 +771,16 @@ class Processes(InFolder):
 class Readme(InFolder):
     def test_python_snippets_about_stock_rnn_run_as_written(self):
         text = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
-        snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "stock_rnn" in code]
+        snippets = [
+            code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "stock_rnn" in code
+        ]
         self.assertGreater(len(snippets), 0)
         (self.folder / "data").symlink_to(SCRIPT.parent / "data")
         (self.folder / "stock_rnn.py").write_bytes(SCRIPT.read_bytes())
         for snippet in snippets:
-            done = subprocess.run([sys.executable, "-c", snippet], cwd=self.folder, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", snippet], cwd=self.folder, capture_output=True, text=True
+            )
             self.assertEqual((done.returncode, done.stderr), (0, ""), snippet)
 
 
