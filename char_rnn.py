@@ -5,24 +5,23 @@
 # SPDX-License-Identifier: MIT-0
 """A character-level recurrent neural network, from scratch in NumPy.
 
-    python char_rnn.py                          learn to write fables, in less than a minute
-    python char_rnn.py train my.txt             learn from your own text
-    python char_rnn.py sample char_rnn.npz      write new text with what was learned
+    python char_rnn.py                              learn to write fables, in a quarter of a minute
+    python char_rnn.py train my.txt                 learn from your own text
+    python char_rnn.py sample char_rnn.npz          write new text with what was learned
+    python char_rnn.py test char_rnn.npz other.txt  measure how well it predicts another text
 
 One hidden layer reads a text character by character (x_t) and says how likely each next one is (y_t):
 
     a_t = tanh(Waa a_{t-1} + Wax x_t + ba)
-    y_t = softmax(Wya a_t + by)
+    z_t = Wya a_t + by
+    y_t = softmax(z_t)
     L   = - sum over t of log y_t[target_t]
 
 Shapes, everywhere below: T steps, B streams read side by side, H hidden units, V distinct characters.
 """
 
 import argparse
-import csv
-import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -31,833 +30,638 @@ import shlex
 import signal
 import sys
 import time
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------------------------------
+np.empty(31 << 20, np.uint8)  # raises glibc's mmap threshold: freed arrays are reused, up to 1.9x faster
+
+# ------------------------------------------------------------------------------------------------------------
 # Data: from a text file to batches of character indices
 
 
 class DataReader:
     """Reads a UTF-8 text and deals it out as batches of character indices.
 
-    The last val_fraction of the text is held out in val_ids. The rest is cut into batch_size stretches that lie end
-    to end; stream b reads stretch b from its start to its end, seq_length characters at a time. A text too short to
-    hold anything out is used for training whole (val_ids is then empty).
-
-    Raises ValueError for a text that is not UTF-8, has fewer than two distinct characters, or is too short.
+    chars are the V distinct characters, sorted. The last val_fraction of the text is held out in val_ids
+    (nothing of a text too short for that). The rest is cut into batch_size stretches of equal length, the
+    streams; all are read at the same time, each from its start to its end, seq_length characters a batch.
+    Raises ValueError for a text that is not UTF-8, has fewer than 2 distinct characters, or is too short.
     """
 
     def __init__(self, path, seq_length, batch_size=1, val_fraction=0.1):
-        require_sizes(seq_length=seq_length, batch_size=batch_size)
+        if min(seq_length, batch_size) < 1:
+            raise ValueError(f"seq_length {seq_length} and batch_size {batch_size} must be at least 1")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
-        self.seq_length, self.batch_size, self.position = seq_length, batch_size, 0
-        self.chars, ids = read_text(path)
+        text = read_text(path)
+        self.chars = sorted(set(text))
         self.vocab_size = len(self.chars)
-        self.char_to_ix = {char: ix for ix, char in enumerate(self.chars)}
-        self.ix_to_char = dict(enumerate(self.chars))
-
-        needed = seq_length * batch_size + 1
-        if len(ids) < needed:
-            raise ValueError(
-                f"{path} has {len(ids)} characters, but seq_length {seq_length} x batch_size {batch_size} "
-                f"needs at least {needed}"
-            )
+        if self.vocab_size < 2:
+            raise ValueError(f"{path} has {self.vocab_size} distinct characters: at least 2 are needed")
+        needed, fits = batch_size * seq_length + 1, (len(text) - 1) // seq_length
+        if len(text) < needed:
+            remedy = f"--batch-size {fits}" if fits else f"--batch-size 1 --seq-length {len(text) - 1}"
+            raise ValueError(f"{path} has {len(text)} characters, but {needed} are needed: try {remedy}")
+        ids = encode(text, self.chars)
+        self.checksum = zlib.crc32(ids, zlib.crc32("".join(self.chars).encode()))
         held_out = int(len(ids) * val_fraction)
         if held_out < 2 or len(ids) - held_out < needed:
             held_out = 0
         self.train_ids, self.val_ids = ids[: len(ids) - held_out], ids[len(ids) - held_out :]
-        self.stretch = (len(self.train_ids) - 1) // (seq_length * batch_size) * seq_length
-        self.streams = side_by_side(self.train_ids, self.stretch, batch_size)
+        self.seq_length, self.batch_size, self.position = seq_length, batch_size, 0
+        self.inputs, self.targets = side_by_side(self.train_ids, batch_size, seq_length)
 
     def just_started(self):
-        """True when the next batch is the first of a pass over the text, where the hidden state starts from zero."""
+        """True when the next batch is the first of a pass over the text, where the hidden state is zero."""
         return self.position == 0
 
     def next_batch(self):
         """The next (inputs, targets), each (T, B): the targets are the inputs shifted by one character."""
-        window = self.streams[self.position : self.position + self.seq_length + 1].astype(np.intp, order="C")
-        self.position = (self.position + self.seq_length) % self.stretch
-        return window[:-1], window[1:]
+        steps = slice(self.position, self.position + self.seq_length)
+        self.position = (self.position + self.seq_length) % len(self.inputs)
+        return self.inputs[steps].astype(np.intp), self.targets[steps].astype(np.intp)
 
 
 def read_text(path):
-    """The sorted distinct characters of a UTF-8 file, and the whole text as an array of indices into them.
-
-    Works through the text in pieces, so that memory stays near twice the file's size. A byte-order mark is dropped, and
-    line ends of any system become newlines.
-    """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        pieces = list(iter(lambda: file.read(1 << 20), ""))
-
-    def code_points():
-        return (np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), np.uint32) for piece in pieces)
-
-    seen = np.zeros(sys.maxunicode + 1, bool)
-    for codes in code_points():
-        seen[codes] = True
-    if seen[
-        0xDC80:0xDD00
-    ].any():  # what surrogateescape makes of the bytes 0x80 to 0xff where they are not UTF-8
-        text = "".join(pieces)
-        bad = re.search("[\udc80-\udcff]", text)
-        line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
-        raise ValueError(
-            f"{path} is not UTF-8 text: line {line}, character {column} is the byte 0x{ord(bad[0]) - 0xDC00:02x}"
-        )
-    distinct = np.flatnonzero(seen)
-    if len(distinct) < 2:
-        what = f"holds nothing but {chr(distinct[0])!r}" if len(distinct) else "is empty"
-        raise ValueError(f"{path} {what}: learning takes at least 2 distinct characters")
-
-    index = np.zeros(sys.maxunicode + 1, np.min_scalar_type(len(distinct) - 1))
-    index[distinct] = np.arange(len(distinct))
-    ids, start = np.empty(sum(map(len, pieces)), index.dtype), 0
-    for codes in code_points():
-        ids[start : start + len(codes)] = index[codes]
-        start += len(codes)
-    return [chr(code) for code in distinct], ids
+    """The text of a UTF-8 file; a byte-order mark is dropped, and line ends of any system become newlines."""
+    try:
+        with open(0 if path == "-" else path, encoding="utf-8-sig") as file:  # 0 is standard input
+            return file.read()
+    except UnicodeDecodeError as error:
+        utf_16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+        found = "it looks like UTF-16" if utf_16 else f"see line {error.object.count(10, 0, error.start) + 1}"
+        raise ValueError(f"{path} is not UTF-8 text ({found}): save it as UTF-8") from None
 
 
-def side_by_side(ids, stretch, streams):
-    """A (stretch + 1, streams) view: column b is stretch b of the text and the one character that follows it."""
-    return np.lib.stride_tricks.sliding_window_view(ids, stretch + 1)[::stretch][:streams].T
+def encode(text, chars):
+    """The characters of a text as an array of indices into chars; ValueError names those not in chars."""
+    index = np.full(sys.maxunicode + 1, len(chars), np.min_scalar_type(len(chars)))  # one for each code point
+    index[[ord(char) for char in chars]] = np.arange(len(chars))  # len(chars) stays where a char is unknown
+    ids, size = np.empty(len(text), index.dtype), 1 << 20
+    for start in range(0, len(text), size):  # in pieces, because UTF-32 takes four bytes a character
+        code_points = np.frombuffer(text[start : start + size].encode("utf-32-le"), np.uint32)
+        ids[start : start + size] = index[code_points]
+    if ids.max(initial=0) == len(chars):
+        raise ValueError(f"the model never saw {' '.join(map(repr, sorted(set(text) - set(chars))))}")
+    return ids
 
 
-def encode(text, char_to_ix):
-    """The character indices of text; raises ValueError naming the characters that the model never saw."""
-    unknown = sorted(set(text) - set(char_to_ix))
-    if unknown:
-        raise ValueError(f"the model never saw {' '.join(map(repr, unknown))}")
-    if not text:
-        raise ValueError("the start text is empty: at least 1 character is needed")
-    return np.array([char_to_ix[char] for char in text], np.intp)
+def side_by_side(ids, streams, multiple=1):
+    """Inputs and targets, each (steps, streams): a text in equal stretches, and the same shifted by one."""
+    steps = (len(ids) - 1) // (streams * multiple) * multiple
+    inputs, targets = ids[: streams * steps], ids[1 : streams * steps + 1]
+    return inputs.reshape(streams, steps).T, targets.reshape(streams, steps).T
 
 
-def require_sizes(**sizes):
-    """Raises ValueError unless every size is a whole number of at least 1 and less than 2^31."""
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
-        if size >= 1 << 31:
-            raise ValueError(f"{name} {size} is too large")
+# ------------------------------------------------------------------------------------------------------------
+# Mathematics: softmax, three optimisers, and the network with its training
 
 
-def require_seed(seed):
-    """Raises ValueError unless seed is None (another one each time) or a whole number of at least 0."""
-    if seed is not None and seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, not {seed}")
+def softmax(x, axis=-1):
+    """exp(x_i) / sum over j of exp(x_j) along an axis; the maximum is subtracted first, against overflow."""
+    x = np.multiply(x, 1.0)  # lists and integers become an array of floats
+    exp = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exp / exp.sum(axis=axis, keepdims=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model: forward, loss, backward, update, train, and what a trained model is asked for
+def adam(g, m, v, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    """The t-th step of Adam for gradient g, and the two moments after it (Kingma and Ba, 2015)."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)  # both moments started at zero: this corrects for it
+    v_hat = v / (1 - beta2**t)
+    return learning_rate * m_hat / (np.sqrt(v_hat) + epsilon), m, v
 
 
-def softmax(x):
-    """exp(x_i) / sum over j of exp(x_j) along the last axis; the maximum goes first so that nothing overflows."""
-    x = x - x.max(axis=-1, keepdims=True)
-    np.exp(x, out=x)
-    x /= x.sum(axis=-1, keepdims=True)
-    return x
+def adagrad(g, m, v, t, learning_rate, epsilon=1e-10):
+    """A step of Adagrad (Duchi, Hazan and Singer, 2011); v is the sum of all squared gradients so far."""
+    v = v + g**2
+    return learning_rate * g / (np.sqrt(v) + epsilon), m, v
 
 
-def adam(gradient, moments, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """The t-th step of Adam, m_hat / (sqrt(v_hat) + epsilon), with moments corrected for their start at zero (Kingma
-    and Ba, 2015). Here m and v are the plain sums m = beta1 m + g and v = beta2 v + g^2, so that all their factors
-    meet in two numbers, and everything is done in place: a step costs what its passes over memory cost."""
-    m, v = moments
-    m *= beta1
-    m += gradient
-    v *= beta2
-    v += np.square(gradient, out=gradient)
-    m_factor = (1 - beta1) / (1 - beta1**t)  # m_hat = m_factor * m
-    v_factor = (1 - beta2) / (1 - beta2**t)  # v_hat = v_factor * v
-    step = np.sqrt(v, out=gradient)
-    step += epsilon / math.sqrt(v_factor)
-    np.divide(m, step, out=step)
-    step *= learning_rate * m_factor / math.sqrt(v_factor)
-    return step
+def sgd(g, m, v, t, learning_rate):
+    """A step of stochastic gradient descent, which needs no moments."""
+    return learning_rate * g, m, v
 
 
-def adagrad(gradient, moments, t, learning_rate, epsilon=1e-10):
-    """A step of Adagrad: g / (sqrt(sum of all g^2 so far) + epsilon) (Duchi, Hazan and Singer, 2011)."""
-    moments[0] += np.square(gradient)
-    return learning_rate * gradient / (np.sqrt(moments[0]) + epsilon)
-
-
-def sgd(gradient, moments, t, learning_rate):
-    """A step of stochastic gradient descent: g."""
-    return learning_rate * gradient
-
-
-MAX_EVALUATED = 1 << 17  # characters
-OPTIMIZERS = {"adam": (adam, 2), "adagrad": (adagrad, 1), "sgd": (sgd, 0)}  # name: (rule, moments it keeps)
+OPTIMIZERS = {"adam": adam, "adagrad": adagrad, "sgd": sgd}
+PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
+NUMBERS = ("iteration", "seconds", "smooth_loss", "best_loss")
+HEADER = "iteration   smooth  train  valid   left  sample"
 
 
 class RNN:
     """A one-layer tanh RNN with a softmax over the next character, trained by backpropagation through time.
 
-    Parameters: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,), by (V,). They are views into one flat vector, theta, so
-    that an optimiser is one rule for one array. The matrices lie column by column (order "F"), so that the column of
-    Wax that belongs to a character is in one piece. Take dtype=np.float64 for gradient checks.
-
-    Raises ValueError for a size, rate or optimizer that cannot be.
+    Parameters: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,), by (V,). After training, losses has the loss of
+    every iteration, history a row [iteration, seconds, training loss, validation loss] for every report, in
+    nats per character, and best a copy of the parameters with the lowest validation loss, best_loss.
+    Take dtype=np.float64 to check gradients. Raises ValueError for sizes, rates and names that cannot be.
     """
 
     def __init__(
         self, hidden_size, vocab_size, seq_length, learning_rate, optimizer="adam", seed=0, dtype=np.float32
     ):
-        require_sizes(hidden_size=hidden_size, vocab_size=vocab_size, seq_length=seq_length)
+        if min(hidden_size, vocab_size, seq_length) < 1:
+            raise ValueError(f"sizes must be at least 1, not {hidden_size}, {vocab_size}, {seq_length}")
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number, not {learning_rate}")
-        require_seed(seed)
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
         H, V = self.hidden_size, self.vocab_size = hidden_size, vocab_size
-        self.seq_length, self.learning_rate, self.dtype = seq_length, learning_rate, np.dtype(dtype)
-        self.rng = np.random.default_rng(seed)
+        self.seq_length, self.learning_rate = seq_length, learning_rate
+        self.optimizer, self.dtype = optimizer, np.dtype(dtype)
 
-        self.shapes = {"Wax": (H, V), "Waa": (H, H), "Wya": (V, H), "ba": (H,), "by": (V,)}
-        self.theta = np.zeros(sum(math.prod(shape) for shape in self.shapes.values()), dtype)
-        self.parameters = self.named(self.theta)
-        self.__dict__.update(self.parameters)
-        # An orthogonal Waa keeps the length of what it carries on; the biases start at zero.
-        self.Wax = self.rng.standard_normal((H, V))
-        self.Waa = np.linalg.qr(self.rng.standard_normal((H, H)))[0]
-        self.Wya = self.rng.standard_normal((V, H)) / math.sqrt(H)
-
-        self.rule, kept = OPTIMIZERS[optimizer]
-        self.moments = np.zeros((kept, len(self.theta)), dtype)
+        # An orthogonal Waa neither stretches nor shrinks the hidden state; the biases start at zero.
+        rng = np.random.default_rng(seed)
+        self.Wax = rng.standard_normal((H, V)).astype(dtype)
+        self.Waa = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(dtype)
+        self.Wya = (rng.standard_normal((V, H)) / math.sqrt(H)).astype(dtype)
+        self.ba = np.zeros(H, dtype)
+        self.by = np.zeros(V, dtype)
+        self.m = {name: np.zeros_like(w) for name, w in self.parameters().items()}  # the optimiser's moments
+        self.v = {name: np.zeros_like(w) for name, w in self.parameters().items()}
+        self.a_prev = np.zeros((0, H), dtype)  # no stream has been read yet
         self.iteration, self.seconds = 0, 0.0
-        self.smooth_loss = seq_length * math.log(V)  # what guessing costs, before anything is learned
-        self.losses, self.history = [], []
-        self.a_prev = None
-        self.best_loss, self.best_theta = math.inf, None  # by validation
+        self.guessing = math.log(V)  # the loss of saying that all characters are equally likely
+        self.smooth_loss = seq_length * self.guessing
+        self.losses, self.history, self.best, self.best_loss = [], [], {}, math.inf
 
-        # A large block that comes and goes makes glibc keep freed memory for the next step instead of returning it to
-        # the system: training is about a quarter faster, and nothing else changes (mallopt(3), M_MMAP_THRESHOLD).
-        np.empty(31 << 20, np.uint8)
-
-    def named(self, vector):
-        """The five parameters, or anything laid out like them, as views of one flat vector, by name."""
-        views, start = {}, 0
-        for name, shape in self.shapes.items():
-            views[name] = vector[start : start + math.prod(shape)].reshape(shape, order="F")
-            start += math.prod(shape)
-        return views
-
-    def __setattr__(self, name, value):
-        """Assigning to a parameter copies into theta, where the optimiser finds it."""
-        if name in self.__dict__.get("parameters", ()):
-            self.parameters[name][...] = value
-        else:
-            super().__setattr__(name, value)
+    def parameters(self):
+        """The five parameters by name: a dict of the very arrays, no copies."""
+        return {name: getattr(self, name) for name in PARAMETERS}
 
     def forward(self, inputs, a_prev):
         """The hidden states and the probabilities of the next character, at every step.
 
             a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y_t = softmax(Wya a_t + by)
 
-        inputs (T, B) are character indices and a_prev is (B, H); returns a (T+1, B, H) with a[0] = a_prev, and
+        inputs (T, B) are character indices, a_prev is (B, H); returns a (T+1, B, H), where a[0] = a_prev, and
         y_pred (T, B, V). A single sequence, (T,) with (H,), works the same without the B axis.
         """
+        inputs = np.asarray(inputs, np.intp)
         a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
         a[0] = a_prev
-        a[1:] = (self.Wax.T + self.ba).take(inputs, axis=0)  # x_t is one-hot: Wax x_t is a column of Wax
-        a_before, Waa_T, product = a[0], self.Waa.T, np.empty_like(a[0])
-        for a_t in a[1:]:
-            a_before.dot(Waa_T, product)
-            a_t += product
-            np.tanh(a_t, a_t)
-            a_before = a_t
-        z = a[1:].reshape(-1, self.hidden_size).dot(self.Wya.T)
-        z += self.by
+        from_x = (self.Wax.T + self.ba).take(inputs, axis=0)  # x_t is one-hot: Wax x_t is a column of Wax
+        Waa_T = self.Waa.T  # a row of a is a stream, so Waa a_{t-1} is a[t] Waa'; dot starts faster than @
+        for t in range(len(inputs)):
+            np.tanh(a[t].dot(Waa_T) + from_x[t], out=a[t + 1])
+        z = a[1:].reshape(-1, self.hidden_size) @ self.Wya.T + self.by
         return a, softmax(z).reshape(*inputs.shape, self.vocab_size)
 
     def loss(self, y_pred, targets):
         """The cross-entropy L = - sum over t of log y_t[target_t], in nats; the mean over streams."""
-        y_target = y_pred.reshape(-1, self.vocab_size)[np.arange(targets.size), targets.ravel()]
-        nats = -np.log(np.maximum(y_target, np.finfo(self.dtype).tiny))
-        return float(nats.sum()) * len(targets) / targets.size
+        streams, targets = np.size(targets[0]), np.ravel(targets)
+        y_target = np.reshape(y_pred, (-1, self.vocab_size))[np.arange(len(targets)), targets]
+        smallest = np.finfo(self.dtype).tiny  # the log of a probability that was rounded to 0 is finite
+        return float(-np.log(np.maximum(y_target, smallest)).sum()) / streams
 
     def backward(self, inputs, a, y_pred, targets):
-        """The gradients of loss by backpropagation through time, unclipped: a dict with one array per parameter.
+        """The gradients of loss by backpropagation through time: a dict with one array per parameter.
 
             dz_t = (y_t - onehot(target_t)) / B           through the cross-entropy and the softmax
             da_t = Wya' dz_t + Waa' dn_{t+1}              from this step's output and from the step after
             dn_t = (1 - a_t^2) da_t                       through the tanh
-            dWya = sum dz_t a_t'    dby = sum dz_t    dWax = sum dn_t x_t'    dWaa = sum dn_t a_{t-1}'    dba = sum dn_t
+            dWya = sum dz_t a_t'      dby = sum dz_t
+            dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
 
-        Only dn_t, from dn_{t+1}, goes step by step; each sum over steps and streams is one matrix product.
+        n_t is what the tanh is taken of. Only dn_t, from dn_{t+1}, goes step by step; each sum over steps and
+        streams is one matrix product.
         """
-        dz = y_pred.reshape(-1, self.vocab_size) - self.one_hot(targets)
-        dz /= targets.size / len(targets)
-        dn = dz.dot(self.Wya).reshape(a[1:].shape)
-        slope = np.square(a[1:])
-        np.subtract(1, slope, out=slope)
-        dn[-1] *= slope[-1]
-        dn_after, Waa, product = dn[-1], self.Waa, np.empty_like(a[0])
-        for dn_t, slope_t in zip(dn[-2::-1], slope[-2::-1], strict=True):
-            dn_after.dot(Waa, product)
-            dn_t += product
-            dn_t *= slope_t
-            dn_after = dn_t
+        a, H, streams = np.asarray(a), self.hidden_size, np.size(targets[0])
+        dz = (np.reshape(y_pred, (-1, self.vocab_size)) - self.one_hot(targets)) / streams
+        from_z = (dz @ self.Wya).reshape(a[1:].shape)
+        slope = 1 - a[1:] ** 2
+        dn = np.zeros(a.shape, self.dtype)  # one step longer: nothing comes back from after the last step
+        for t in reversed(range(len(slope))):
+            dn[t] = (dn[t + 1].dot(self.Waa) + from_z[t]) * slope[t]
 
-        dn, a_before, a = (hidden.reshape(-1, self.hidden_size) for hidden in (dn, a[:-1], a[1:]))
-        ones = np.ones(len(dn), self.dtype)
+        dn, a_before, a = dn[:-1].reshape(-1, H), a[:-1].reshape(-1, H), a[1:].reshape(-1, H)
         return {
-            "Wax": self.one_hot(inputs).T.dot(dn).T,
-            "Waa": a_before.T.dot(dn).T,
-            "Wya": a.T.dot(dz).T,
-            "ba": ones.dot(dn),
-            "by": ones.dot(dz),
+            "Wax": dn.T @ self.one_hot(inputs),
+            "Waa": dn.T @ a_before,
+            "Wya": dz.T @ a,
+            "ba": dn.sum(axis=0),
+            "by": dz.sum(axis=0),
         }
 
     def one_hot(self, indices):
-        """One row for each index: (indices.size, V), all zeros but for a single 1."""
-        rows = np.zeros((indices.size, self.vocab_size), self.dtype)
-        rows[np.arange(indices.size), indices.ravel()] = 1
-        return rows
+        """A row for each index, all zeros but for a single 1: (T B, V)."""
+        return (np.arange(self.vocab_size) == np.reshape(indices, (-1, 1))).astype(self.dtype)
 
     def update(self, grads, scale=1.0):
-        """Clip each element of the gradients to [-5, 5], then one step of the optimiser at learning_rate * scale."""
-        gradient = np.concatenate([grads[name].ravel(order="F") for name in self.shapes])
-        gradient.clip(-5, 5, out=gradient)
+        """One step of the optimiser at learning_rate * scale; each gradient is clipped to [-5, 5]."""
         self.iteration += 1
-        self.theta -= self.rule(gradient, self.moments, self.iteration, self.learning_rate * scale)
+        rule, rate = OPTIMIZERS[self.optimizer], self.learning_rate * scale
+        for name, parameter in self.parameters().items():
+            g = grads[name].clip(-5, 5)
+            step, self.m[name], self.v[name] = rule(g, self.m[name], self.v[name], self.iteration, rate)
+            parameter -= step
 
     def schedule(self, max_iters):
-        """The share of learning_rate that the next update takes: a short climb to 1, then half a cosine down to 0."""
-        climb = (self.iteration + 1) / min(100, max_iters / 10)
-        return min(1, climb) * (1 + math.cos(math.pi * self.iteration / max_iters)) / 2
+        """The share of learning_rate for the next update: a linear warm-up to 1, then a cosine decay to 0."""
+        warm_up = (self.iteration + 1) / min(100, max_iters / 10)
+        return min(1, warm_up) * (1 + math.cos(math.pi * self.iteration / max_iters)) / 2
 
-    @np.errstate(over="ignore", invalid="ignore")  # a loss that is nan is told in words
-    def train(self, data_reader, max_iters=4000, threshold=0.0, report=None, report_every=500, stop=()):
-        """The hand-out's nine steps; returns the loss of every iteration so far (summed over T, mean over streams).
+    def ended(self, max_iters, threshold):
+        """True after max_iters iterations in all, or when the smooth loss has fallen to threshold."""
+        return self.iteration >= max_iters or self.smooth_loss <= threshold
 
-        Ends when smooth_loss, a moving average of the loss, is not above threshold any more, when the model has seen
-        max_iters iterations in all, or when stop turns true (say, a list that a signal handler appends to). The
-        learning rate follows schedule(max_iters). report(rnn) is called every report_every iterations and at the end;
-        without one, progress is printed.
+    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite gets a message of its own
+    def train(self, data_reader, max_iters=2500, threshold=0.0, report=None):
+        """The hand-out's nine steps; returns the loss of every iteration so far, summed over steps.
 
-        Raises ValueError for a reader of other sizes, FloatingPointError when the loss is no longer a number.
+        At iteration 0, at every 500th and at the last it validates, and calls report(self), which by default
+        prints a row with a sample. At the end it takes the parameters that were best on validation.
+        Raises ValueError for a reader of other sizes, and when the loss is no longer finite.
         """
         sizes, expected = (data_reader.vocab_size, data_reader.seq_length), (self.vocab_size, self.seq_length)
         if sizes != expected:
             raise ValueError(f"the reader has (vocab_size, seq_length) {sizes}, the model {expected}")
-        report = report or Progress(data_reader, max_iters, threshold)
-        zeros, started = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype), self.iteration
-        if self.a_prev is None:
+        report = report or (lambda rnn: print_row(rnn, data_reader, max_iters))
+        zeros = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
+        if self.a_prev.shape != zeros.shape:
             self.a_prev = zeros
-        while self.smooth_loss > threshold and self.iteration < max_iters and not stop:  # step 9: repeat
+        data_reader.position = self.iteration * self.seq_length % len(data_reader.inputs)  # for this model
+        started = time.perf_counter() - self.seconds
+        if self.ended(max_iters, threshold):
+            print(
+                f"already at {self.iteration} of {max_iters} iterations, smooth loss {self.smooth_loss:.1f}"
+            )
+        elif not self.history:
+            self.validate(data_reader.val_ids)
+            report(self)
+        while not self.ended(max_iters, threshold):  # step 9: repeat
             if data_reader.just_started():  # step 1
                 self.a_prev = zeros
             inputs, targets = data_reader.next_batch()  # step 2
             a, y_pred = self.forward(inputs, self.a_prev)  # step 3
             loss = self.loss(y_pred, targets)
             if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss became {loss} at iteration {self.iteration + 1}: "
-                    f"try a learning rate lower than {self.learning_rate:g}"
-                )
+                found = f"the loss is {loss} at iteration {self.iteration + 1}"
+                raise ValueError(f"{found}: try a learning rate below {self.learning_rate:g}")
             grads = self.backward(inputs, a, y_pred, targets)  # step 4
             self.update(grads, self.schedule(max_iters))  # step 5
-            self.smooth_loss += 0.01 * (loss - self.smooth_loss)  # step 6
-            self.losses.append(loss)
-            self.a_prev = a[-1].copy()  # step 7
-            if self.iteration % report_every == 0:  # step 8
+            self.losses.append(loss)  # step 6
+            self.smooth_loss += 0.01 * (loss - self.smooth_loss)
+            self.a_prev = a[-1]  # step 7
+            if self.iteration % 500 == 0 or self.ended(max_iters, threshold):  # step 8
+                self.seconds = time.perf_counter() - started
+                self.validate(data_reader.val_ids)
                 report(self)
-        if self.iteration % report_every and self.iteration > started and not stop:
-            report(self)
+        self.use_best()
         return self.losses
 
-    def evaluate(self, data_reader):
-        """The mean cross-entropy per character, in nats, over the held-out text (at most MAX_EVALUATED of it).
+    def validate(self, val_ids):
+        """Add a row to history, and copy the parameters when they are the best so far on validation."""
+        recent = self.losses[self.history[-1][0] :] if self.history else []
+        train_loss = sum(recent) / len(recent) / self.seq_length if recent else math.nan
+        val_loss = self.evaluate(val_ids[:131_072]) if len(val_ids) else math.nan
+        self.history.append([self.iteration, self.seconds, train_loss, val_loss])
+        if self.iteration and val_loss < self.best_loss:
+            self.best, self.best_loss = {name: w.copy() for name, w in self.parameters().items()}, val_loss
 
-        The hidden state is carried through the text. A long text is read as several streams side by side; each
-        starts from the state that the last 200 characters of the stretch before it leave behind.
-        Raises ValueError when nothing is held out.
+    def use_best(self):
+        """Take the parameters that were best on validation, where there was one."""
+        for name, parameter in self.best.items():
+            setattr(self, name, parameter.copy())
+
+    def evaluate(self, ids):
+        """The mean loss per character, in nats, of a text given as indices; ValueError for fewer than 2.
+
+        A long text is read as up to 64 streams of at least 2000 characters; each starts from a zero state.
         """
-        ids = data_reader.val_ids[: MAX_EVALUATED + 1]
         if len(ids) < 2:
-            raise ValueError(f"{len(ids)} characters are held out, and at least 2 are needed")
-        streams = max(1, len(ids) // 2000)
-        stretch = (len(ids) - 1) // streams
-        text = side_by_side(ids, stretch, streams).astype(np.intp)
-        a_prev = np.zeros((streams, self.hidden_size), self.dtype)
-        if streams > 1:
-            a_prev[1:] = self.forward(text[-201:-1], a_prev)[0][-1, :-1]
-        nats = 0.0
-        for start in range(0, stretch, 100):
-            piece = text[start : start + 101]
-            a, y_pred = self.forward(piece[:-1], a_prev)
-            nats += self.loss(y_pred, piece[1:])
+            raise ValueError(f"a text of {len(ids)} characters has nothing to predict: at least 2 are needed")
+        streams = min(64, max(1, len(ids) // 2000))
+        inputs, targets = side_by_side(np.asarray(ids), streams)
+        nats, a_prev = 0.0, np.zeros((streams, self.hidden_size), self.dtype)
+        for start in range(0, len(inputs), 100):  # piece by piece, to save memory
+            a, y_pred = self.forward(inputs[start : start + 100], a_prev)
+            nats += self.loss(y_pred, targets[start : start + 100])
             a_prev = a[-1]
-        return nats / stretch
+        return nats / len(inputs)
 
-    def generate(self, start_ixs, temperature=1.0, a_prev=0.0):
-        """Yield character indices without end, each drawn from softmax((Wya a_t + by) / temperature).
+    def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
+        """n character indices, each drawn from softmax(z_t / temperature) and read before the next is drawn.
 
-        The whole of start_ixs (T,) is read first, from hidden state a_prev (H,). Temperature 0 is the likeliest
-        character every time. Raises ValueError for a temperature that is negative or not a number.
+        The first to be read is seed_ix, in hidden state a_prev (H,). Temperature 0 takes the likeliest
+        character; a seed gives the same ones each time. Raises ValueError for a temperature below 0.
         """
         if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be zero or a positive number, not {temperature}")
-        ixs, a = np.atleast_1d(start_ixs), a_prev
-        while True:
-            for start in range(0, len(ixs), 1000):
-                a = self.forward(ixs[start : start + 1000], a)[0][-1]
-            z = (self.Wya @ a + self.by).astype(np.float64)
-            if temperature == 0:
-                ix = int(z.argmax())
-            else:
-                with np.errstate(over="ignore"):
-                    p = softmax((z - z.max()) / temperature)
-                ix = int(self.rng.choice(self.vocab_size, p=p))
-            yield ix
-            ixs = np.array([ix])
-
-    def sample(self, a_prev, seed_ix, n, temperature=1.0):
-        """n character indices, drawn one after the other from hidden state a_prev (H,) and the character seed_ix."""
+            raise ValueError(f"temperature must be at least 0, not {temperature}")
+        rng, ixs = np.random.default_rng(seed), [int(np.ravel(seed_ix)[0])]
         a_prev = np.reshape(a_prev, self.hidden_size)
-        return list(itertools.islice(self.generate(seed_ix, temperature, a_prev), n))
+        for _ in range(n):
+            a, y_pred = self.forward(ixs[-1:], a_prev)
+            a_prev = a[-1]
+            log_y = np.log(np.maximum(y_pred[-1].astype(np.float64), 1e-300))  # z_t, but for a constant
+            p = softmax(log_y / max(temperature, 1e-300))  # next to 0, all but the likeliest get p = 0
+            ixs.append(int(rng.choice(self.vocab_size, p=p)))
+        return ixs[1:]
 
-    def predict(self, data_reader, start, n, temperature=1.0):
-        """The text start, which warms up the hidden state, followed by n generated characters.
+    def predict(self, data_reader, start, n, temperature=1.0, seed=None):
+        """The text start, all of which is read first, and n characters more; both from data_reader.chars."""
+        if not start:
+            raise ValueError("the start text is empty: at least 1 character is needed")
+        ids, chars = encode(start, data_reader.chars), data_reader.chars
+        a, _ = self.forward(ids[:-1], np.zeros(self.hidden_size))
+        return start + "".join(chars[ix] for ix in self.sample(a[-1], ids[-1], n, temperature, seed))
 
-        Raises ValueError when start is empty or has characters that data_reader does not know.
-        """
-        ixs = itertools.islice(self.generate(encode(start, data_reader.char_to_ix), temperature), n)
-        return start + "".join(data_reader.ix_to_char[ix] for ix in ixs)
+
+def print_row(rnn, data_reader, max_iters):
+    """Print the last row of history, the time left and a short sample; every 10,000 iterations a long one."""
+    iteration, seconds, train_loss, val_loss = rnn.history[-1]
+    row = f"{iteration:>9,}{rnn.smooth_loss:>9.2f}{train_loss:>7.3f}{val_loss:>7.3f}".replace("nan", "  -")
+    earlier, then = rnn.history[-2][:2] if iteration else (-1, 0)
+    to_go = int((seconds - then) / (iteration - earlier) * (max_iters - iteration))
+    left = f"{to_go // 60}:{to_go % 60:02}" if iteration else "-"
+    if iteration == 0:
+        print(HEADER)
+    text = rnn.predict(data_reader, data_reader.chars[0], 300, temperature=0.7, seed=0)[1:]
+    sample = "".join(char if char.isprintable() else " " for char in text[:38])
+    print(f"{row}{left:>7}  {sample}", flush=True)
+    if iteration and iteration % 10_000 == 0:
+        print(f"\n{text}\n", flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Checkpoints: all that sampling and an exact resume need, in one .npz file
 
-SCALARS = ("iteration", "seconds", "smooth_loss", "best_loss")
-HISTORY = ("iteration", "seconds", "train_nats", "val_nats")  # seconds of training, nats per character
 
-
-def write_whole(path, data):
-    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and one rename."""
-    path = os.path.realpath(path)  # a link goes on to point to what is written
+def write_whole(path, data, keep_old=False, trial=False):
+    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename; a trial ends
+    before the rename. With keep_old, a file that was there becomes path.old."""
+    path = os.path.realpath(path)  # a link stays a link
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} cannot be written: it is a folder or a device")
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if keep_old and not trial and os.path.exists(path):
+            os.replace(path, f"{path}.old")
+        if not trial:
+            os.replace(temporary, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path
-        ) from None
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(path, rnn, data_reader, settings):
-    """Save the best weights by their names, what training needs to go on exactly, and the settings (a dict)."""
-    about = {
-        "settings": settings,
-        "chars": "".join(data_reader.chars),
-        "text": text_mark(data_reader),
-        "position": data_reader.position,
-        "random": rnn.rng.bit_generator.state,
-        **{name: getattr(rnn, name) for name in SCALARS},
-    }
-    file = io.BytesIO()
-    np.savez(
-        file,
-        **rnn.named(rnn.theta if rnn.best_theta is None else rnn.best_theta),
-        theta=rnn.theta,
-        moments=rnn.moments,
-        a_prev=rnn.a_prev,
-        losses=np.array(rnn.losses),
-        history=np.array(rnn.history).reshape(-1, len(HISTORY)),
-        about=np.array(json.dumps(about)),
-    )
-    data = file.getvalue()
-    write_whole(path, data + hashlib.sha256(data).digest())
+def arrays_of(rnn):
+    """All arrays of a model by their names in a checkpoint: Wax are the best parameters, last_Wax those that
+    training goes on from, m_Wax and v_Wax their moments, and so on."""
+    groups = {"": rnn.best or rnn.parameters(), "last_": rnn.parameters(), "m_": rnn.m, "v_": rnn.v}
+    arrays = {prefix + name: group[name] for prefix, group in groups.items() for name in PARAMETERS}
+    history = np.array(rnn.history, np.float64).reshape(-1, 4)
+    return arrays | {"a_prev": rnn.a_prev, "losses": np.array(rnn.losses, np.float64), "history": history}
+
+
+def save_checkpoint(path, rnn, data_reader, settings=None, keep_old=False, trial=False):
+    """Save a model, the characters and the checksum of its text, and the settings (a dict) of its run."""
+    about = {"chars": data_reader.chars, "checksum": data_reader.checksum, "settings": settings or {}}
+    about["model"] = [rnn.seq_length, rnn.learning_rate, rnn.optimizer, rnn.dtype.name]
+    about |= {name: getattr(rnn, name) for name in NUMBERS}
+    np.savez(file := io.BytesIO(), about=np.array(json.dumps(about)), **arrays_of(rnn))
+    write_whole(path, file.getvalue(), keep_old, trial)
 
 
 def load_checkpoint(path):
-    """The model of a checkpoint, as training left it, and a dict of the rest. No code in the file is ever run.
+    """A model as training left it (use_best() before sampling), and its chars, checksum and settings.
 
-    Its best weights are in best_theta. Raises ValueError for anything but a whole checkpoint of this script.
+    Nothing in the file is executed. Raises ValueError for a file that is damaged or of another kind.
     """
     data = Path(path).read_bytes()
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise ValueError(f"{path} is damaged, or not a checkpoint of char_rnn.py")
     try:
-        with np.load(io.BytesIO(data[:-32]), allow_pickle=False) as file:
-            arrays = dict(file)
-        about = json.loads(str(arrays.pop("about")))
-        settings = {
-            name: type(default)(about["settings"][name]) for name, (default, _) in HYPERPARAMETERS.items()
-        }
-        about["settings"], about["position"] = settings, int(about["position"])
-        rnn = new_model(len(about["chars"]), settings)
-        rnn.a_prev = np.zeros((settings["batch_size"], rnn.hidden_size), rnn.dtype)
-        rnn.best_theta = np.empty_like(rnn.theta)
-        places = {
-            **rnn.named(rnn.best_theta),
-            "theta": rnn.theta,
-            "moments": rnn.moments,
-            "a_prev": rnn.a_prev,
-        }
-        places["losses"] = np.zeros(about["iteration"])
-        places["history"] = np.zeros((len(arrays["history"]), len(HISTORY)))
-        for name, place in places.items():
-            array = arrays.pop(name)
-            if (array.shape, array.dtype) != (place.shape, place.dtype):
-                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {place.dtype} {place.shape}")
-            place[...] = array
-        if arrays:
-            raise ValueError(f"it holds {', '.join(arrays)} as well")
-        for name in SCALARS:
-            setattr(rnn, name, type(getattr(rnn, name))(about[name]))
-        if math.isinf(rnn.best_loss):
-            rnn.best_theta = None
-        rnn.losses, rnn.history = places["losses"].tolist(), places["history"].tolist()
-        rnn.rng.bit_generator.state = about["random"]
-    except Exception as error:  # whatever a file made by other hands may bring about
-        raise ValueError(
-            f"{path} is not a checkpoint of char_rnn.py: {type(error).__name__}: {error}"
-        ) from None
+        if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not check the CRCs
+            raise ValueError(f"{damaged} is damaged")
+        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
+        about = argparse.Namespace(**json.loads(str(arrays.pop("about"))))
+        rnn = RNN(*arrays["Wax"].shape, *about.model[:3], dtype=about.model[3])
+        expected = {}
+        for name, array in arrays_of(rnn).items():  # what is empty in a new model may have any length
+            shape = array.shape if array.size else (len(arrays[name]), *array.shape[1:])
+            expected[name] = shape, array.dtype
+        found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        if found != expected or len("".join(about.chars)) != rnn.vocab_size:
+            raise ValueError("it has other arrays or characters than a model")
+        for name in NUMBERS:
+            setattr(rnn, name, type(getattr(rnn, name))(getattr(about, name)))
+        for name in PARAMETERS:
+            setattr(rnn, name, arrays[f"last_{name}"])
+            rnn.m[name], rnn.v[name] = arrays[f"m_{name}"], arrays[f"v_{name}"]
+        if rnn.best_loss < math.inf:  # it was validated
+            rnn.best = {name: arrays[name] for name in PARAMETERS}
+        rnn.a_prev, rnn.losses = arrays["a_prev"], arrays["losses"].tolist()
+        rnn.history = [[int(row[0]), *row[1:]] for row in arrays["history"].tolist()]
+    except Exception as error:  # zipfile, json and NumPy have no list of what damaged bytes make them raise
+        raise ValueError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from None
     return rnn, about
 
 
-def new_model(vocab_size, settings):
-    """The untrained model that the settings describe."""
-    names = ("hidden_size", "seq_length", "learning_rate", "optimizer", "seed")
-    return RNN(vocab_size=vocab_size, **{name: settings[name] for name in names})
-
-
-def text_mark(data_reader):
-    """A number that tells whether a text is the one that a checkpoint was trained on."""
-    return zlib.crc32(data_reader.val_ids, zlib.crc32(data_reader.train_ids))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = Path(__file__).parent / "data" / "fables.txt"
-CHECKPOINT = "char_rnn.npz"
-HYPERPARAMETERS = {  # name: (default, what it is)
-    "hidden_size": (256, "hidden units"),
-    "seq_length": (32, "steps of backpropagation through time"),
-    "batch_size": (32, "streams of text read side by side"),
-    "learning_rate": (6e-3, "highest learning rate; it climbs to this at first and ends at zero"),
-    "optimizer": ("adam", "one of " + ", ".join(OPTIMIZERS)),
-    "max_iters": (4000, "iterations, one update each"),
-    "threshold": (0.0, "stop when the smooth loss (nats, summed over steps) falls to this"),
-    "val_fraction": (0.1, "share of the text, at its end, held out for validation"),
-    "seed": (0, "seed of the random numbers"),
-}
+DATA = str(Path(__file__).with_name("data") / "fables.txt")
+SETTINGS = ("hidden_size", "seq_length", "batch_size", "learning_rate", "optimizer", "val_fraction", "seed")
+SETTINGS += ("max_iters", "threshold")  # how long to train: --resume may change these two
 
 
-class Progress:
-    """What happens between iterations: a line on how training goes, validation, and now and then a sample.
-
-    save(rnn), where given, is called last.
-    """
-
-    def __init__(self, data_reader, max_iters, threshold=0.0, save=None):
-        self.reader, self.max_iters, self.threshold, self.save = data_reader, max_iters, threshold, save
-        self.chars = data_reader.seq_length * data_reader.batch_size
-        # To read the held-out text once for every four times its length in training costs a tenth of the time or so.
-        self.validate_every = 500 * math.ceil(
-            4 * min(len(data_reader.val_ids), MAX_EVALUATED) / (500 * self.chars)
-        )
-        self.since = time.perf_counter()
-        print(
-            f"{'iteration':>13}{'smooth loss':>13}{'nats':>8}{'bits':>8}{'validation':>12}{'chars/s':>12}{'left':>8}"
-        )
-
-    def __call__(self, rnn):
-        rnn.seconds += time.perf_counter() - self.since
-        nats, val_nats = rnn.smooth_loss / rnn.seq_length, math.nan
-        last = rnn.iteration >= self.max_iters or rnn.smooth_loss <= self.threshold
-        if len(self.reader.val_ids) and (last or rnn.iteration % self.validate_every == 0):
-            val_nats = rnn.evaluate(self.reader)
-            if val_nats < rnn.best_loss:
-                rnn.best_loss, rnn.best_theta = val_nats, rnn.theta.copy()
-        rnn.history.append([rnn.iteration, rnn.seconds, nats, val_nats])
-
-        rate = rnn.iteration * self.chars / rnn.seconds
-        left = 0 if last else min((self.max_iters - rnn.iteration) * self.chars / rate, 359_999)
-        line = f"{rnn.iteration:>13,}{rnn.smooth_loss:>13.2f}{nats:>8.3f}{nats / math.log(2):>8.3f}"
-        line += f"{'' if math.isnan(val_nats) else f'{val_nats:.3f}':>12}{rate:>12,.0f}"
-        line += f"{left // 60:>5.0f}:{left % 60:02.0f}"
-        in_place = sys.stdout.isatty()
-        print(f"\r{line}" if in_place else line, end="\n" if last or not in_place else "", flush=True)
-        if rnn.iteration % 10_000 == 0:
-            print(f"\n{rnn.predict(self.reader, self.reader.chars[0], 300)}\n", flush=True)
-        if self.save:
-            self.save(rnn)
-        self.since = time.perf_counter()
-
-
-def prepare(args):
-    """The settings, the reader and the model of a run, new or resumed."""
-    given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
-    settings = {name: default for name, (default, _) in HYPERPARAMETERS.items()}
-    if args.resume:
-        rnn, about = load_checkpoint(args.checkpoint)
-        settings = about["settings"]
-        for name in sorted(given.keys() - {"max_iters", "threshold"}):
-            if given[name] != settings[name]:
-                raise ValueError(
-                    f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}"
-                )
-    settings = {**settings, **given}
-    require_sizes(max_iters=settings["max_iters"])
-    if not settings["threshold"] >= 0:
-        raise ValueError(f"threshold must be zero or a positive number, not {settings['threshold']}")
-
-    reader = DataReader(args.text, settings["seq_length"], settings["batch_size"], settings["val_fraction"])
-    if not args.resume:
-        return settings, reader, new_model(reader.vocab_size, settings)
-    if ("".join(reader.chars), text_mark(reader)) != (about["chars"], about["text"]):
+def train_command(args, rnn, about):
+    """Train on a text; from iteration 500 on, every row also saves a checkpoint, a log and a picture."""
+    files = [args.text, args.checkpoint, f"{args.checkpoint}.old", *filter(None, (args.log, args.plot))]
+    if len(set(map(os.path.realpath, files))) < len(files):
+        raise ValueError(f"each of these must be a file of its own: {', '.join(files)}")
+    reader = DataReader(args.text, args.seq_length, args.batch_size, args.val_fraction)
+    if not about:
+        sizes = args.hidden_size, reader.vocab_size, args.seq_length
+        rnn = RNN(*sizes, args.learning_rate, args.optimizer, args.seed)
+    elif about.checksum != reader.checksum:
         raise ValueError(f"{args.checkpoint} was trained on another text than {args.text}")
-    reader.position = about["position"]
-    return settings, reader, rnn
+    finished = rnn.ended(args.max_iters, args.threshold)
+    if finished and not about:
+        raise ValueError(f"nothing to train: max_iters {args.max_iters}, threshold {args.threshold}")
+    size = sum(array.size for array in rnn.parameters().values())
+    title = f"{Path(args.text).name}, {rnn.hidden_size} hidden units, {size:,} parameters"
+    fresh, old = not about, not about and os.path.exists(args.checkpoint)
 
+    def save(trial=False):
+        nonlocal fresh
+        settings = {name: getattr(args, name) for name in SETTINGS}
+        save_checkpoint(args.checkpoint, rnn, reader, settings, keep_old=fresh, trial=trial)
+        if args.log:  # a field is empty where a loss was not measured
+            rows = [",".join(map(str, row)).replace("nan", "") for row in rnn.history]
+            log = "\n".join(["iteration,seconds,train_nats,val_nats", *rows, ""])
+            write_whole(args.log, log.encode(), trial=trial)
+        if args.plot:
+            write_whole(args.plot, picture_of(rnn, title, Path(args.plot).suffix), trial=trial)
+        fresh = fresh and trial
 
-def train_command(args):
-    """Train on a text, with all that belongs to a run: checkpoint, log, plot, and a clean end on Ctrl-C."""
-    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path is not None]
-    for path in outputs:
-        if not os.path.basename(path):
-            raise ValueError(f"{path!r} cannot be written: it names no file")
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError(f"{path} cannot be written: it is a folder or a device")
-        if not os.access(Path(path).resolve().parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
-        if [os.path.realpath(other) for other in (args.text, *outputs)].count(os.path.realpath(path)) > 1:
-            raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
-    if args.plot and not args.plot.lower().endswith(".png"):
-        raise ValueError(f"{args.plot} cannot be drawn: the picture is a PNG, and its name must end in .png")
-    pyplot = import_pyplot() if args.plot else None
-    settings, reader, rnn = prepare(args)
+    def report(rnn):
+        print_row(rnn, reader, args.max_iters)
+        if rnn.iteration:
+            save()
 
-    V, held_out, length = rnn.vocab_size, len(reader.val_ids), len(reader.train_ids) + len(reader.val_ids)
-    print(f"{Path(args.text).name}: {length:,} characters, {V} of them distinct")
-    if held_out:
-        print(f"training on the first {length - held_out:,}, validation on the last {held_out:,}")
-    elif settings["val_fraction"]:
-        print("too short to hold any of it out: training without validation")
-    print(f"{rnn.hidden_size} hidden units, {len(rnn.theta):,} parameters")
-    print(f"blind guessing costs log({V}) = {math.log(V):.3f} nats = {math.log2(V):.3f} bits per character")
-    if args.resume:
-        print(f"going on with {args.checkpoint} after iteration {rnn.iteration:,}")
-    else:
-        if os.path.exists(args.checkpoint):
-            write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
-            print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
-        print(f"before training it writes {rnn.predict(reader, reader.chars[0], 50)!r}")
-    print(flush=True)
-
-    def save(rnn):
-        save_checkpoint(args.checkpoint, rnn, reader, settings)
-        if args.log:
-            write_log(args.log, rnn.history)
-
-    stop = []  # signals that came in: the iteration under way is finished first; the same signal again ends at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: (stop.append(number), signal.signal(number, signal.SIG_DFL)))
-    limits = settings["max_iters"], settings["threshold"]
-    rnn.train(reader, *limits, Progress(reader, *limits, save), stop=stop)
-    if not rnn.iteration:
-        if stop:
-            print("stopped before the first iteration: nothing is saved", flush=True)
-            return 128 + stop[0]
-        raise ValueError(
-            f"nothing to train: the smooth loss starts at {rnn.smooth_loss:.2f}, under threshold {limits[1]}"
-        )
-    if stop:
-        save(rnn)
-        files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
-        command = shlex.join(
-            [sys.argv[0], "train", args.text, "--checkpoint", args.checkpoint, *files, "--resume"]
-        )
-        print(f"\nstopped after iteration {rnn.iteration:,}; to go on:  python {command}", flush=True)
-        return 128 + stop[0]
-    if args.log:
-        write_log(args.log, rnn.history)
-    if rnn.best_theta is not None:
-        nats, train_nats = rnn.best_loss, rnn.smooth_loss / rnn.seq_length
-        print(
-            f"\nvalidation loss {nats:.4f} nats ({nats / math.log(2):.4f} bits) per character, the best of the run:"
-        )
-        print(
-            f"as unsure as between {math.exp(nats):.1f} equally likely characters; blind guessing is between {V}"
-        )
-        if nats > 1.25 * train_nats:
-            hint = "being half known by heart: try fewer --max-iters next, or a longer text"
-        else:
-            hint = "with more to learn: try more --max-iters next, or twice the --hidden-size at half the --learning-rate"
-        print(f"its own text costs it {train_nats:.3f} nats, {hint}")
-        rnn.theta[:] = rnn.best_theta
-    print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7)}\n")
-    if pyplot:
-        plot_history(pyplot, args.plot, rnn.history)
-        print(f"loss curves in {args.plot}")
-    command = shlex.join([sys.argv[0], "sample", args.checkpoint, "--length", "1000", "--temperature", "0.7"])
-    print(f"saved in {args.checkpoint}; for more text:  python {command}")
-    return 0
-
-
-def write_log(path, history):
-    """Write the rows of history as CSV, with an empty field where nothing was validated."""
-    rows = [[int(row[0]), *("" if math.isnan(value) else value for value in row[1:])] for row in history]
-    file = io.StringIO()
-    csv.writer(file).writerows([HISTORY, *rows])
-    write_whole(path, file.getvalue().encode())
-
-
-def import_pyplot():
-    """matplotlib.pyplot, drawing to files; raises ValueError that says how to get it."""
+    save(trial=not finished)  # what cannot be written shows now, and not after training
+    print(f"{title}; {len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
+    print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {rnn.guessing:.3f}\n")
+    if about and not finished:
+        print(HEADER)
     try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("--plot needs matplotlib:  pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        rnn.train(reader, args.max_iters, args.threshold, report)
+    except KeyboardInterrupt:
+        again = sys.argv if fresh or args.resume else [*sys.argv, "--resume"]
+        print(f"\nstopped; to {'start again' if fresh else 'go on'}:  python {shlex.join(again)}")
+        raise
+    print_result(rnn)
+    print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7, seed=0)[1:]}\n")
+    print(f"saved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}")
+    more = [sys.argv[0], "sample", args.checkpoint, "--length", "1000", "--temperature", "0.7"]
+    print(f"for more text:  python {shlex.join(more)}")
 
-    return pyplot
+
+def print_result(rnn):
+    """Print the best validation loss, if there is one, and a remark on the run where there is one to make."""
+    if rnn.best:
+        first, last, best = rnn.history[0], rnn.history[-1], min(rnn.history[1:], key=lambda row: row[3])
+        print(f"\nvalidation loss {best[3]:.4f} nats per character (perplexity {math.exp(best[3]):.2f})")
+        print(f"after iteration {best[0]:,}, the best of the run: its parameters are kept")
+        if last[3] > 1.01 * best[3] and last[2] < best[2] < rnn.guessing:
+            print(f"then it rose to {last[3]:.3f}, which is overfitting: try fewer iterations, or more text")
+        elif last[3] > max(rnn.guessing, first[3]):
+            print("it ended worse than guessing: the learning rate is too high, or the text too short")
 
 
-def plot_history(pyplot, path, history):
-    """Draw the training and validation loss over the iterations."""
-    iteration, _, train_nats, val_nats = np.array(history).T
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    axes.plot(iteration, train_nats, label="training (moving average)")
-    validated = ~np.isnan(val_nats)
-    axes.plot(iteration[validated], val_nats[validated], "o-", label="validation")
-    axes.set(xlabel="iteration", ylabel="loss (nats per character)")
+def picture_of(rnn, title, suffix):
+    """The losses over the iterations as the bytes of a picture; suffix, say .png, gives its format."""
+    from matplotlib.figure import Figure
+
+    losses, history = np.array(rnn.losses) / rnn.seq_length, np.array(rnn.history).reshape(-1, 4)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(len(losses)) + 1, losses, "C0", alpha=0.3, linewidth=0.5, label="training")
+    if len(losses) >= 50:
+        mean = np.convolve(losses, np.ones(50) / 50, "valid")
+        axes.plot(np.arange(len(mean)) + 25, mean, "C0", label="training, mean over 50")
+    if rnn.best:
+        axes.plot(history[1:, 0], history[1:, 3], "C1o-", label="validation")
+        best = history[1:][history[1:, 3].argmin()]
+        axes.plot(best[0], best[3], "C3*", markersize=14, label=f"best: {best[3]:.3f}")
+    axes.axhline(rnn.guessing, color="grey", linestyle=":", label="guessing")
+    axes.set(title=title, xlabel="iteration", ylabel="loss (nats per character)")
     axes.legend()
     axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_whole(path, picture.getvalue())
+    figure.savefig(picture := io.BytesIO(), format=suffix[1:] or "png")
+    return picture.getvalue()
 
 
-def sample_command(args):
-    """Write the start text and what the model makes of it, each character as it is drawn."""
-    rnn, about = load_checkpoint(args.checkpoint)
-    if rnn.best_theta is not None:
-        rnn.theta[:] = rnn.best_theta
-    require_sizes(length=args.length)
-    require_seed(args.seed)
-    rnn.rng = np.random.default_rng(args.seed)
-    start = about["chars"][0] if args.start is None else args.start
-    if args.start_file:
-        raw = sys.stdin.buffer.read() if args.start_file == "-" else Path(args.start_file).read_bytes()
-        try:
-            start = raw.decode("utf-8-sig").replace("\r\n", "\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{args.start_file} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x}"
-            ) from None
-    ixs = encode(start, {char: ix for ix, char in enumerate(about["chars"])})
-    characters = (about["chars"][ix] for ix in rnn.generate(ixs, args.temperature))
-    first = next(characters)  # whatever is wrong is told before anything is written
-    for text in itertools.chain([start, first], itertools.islice(characters, args.length - 1), ["\n"]):
-        print(text, end="", flush=True)
-    return 0
+def sample_command(args, rnn, about):
+    """Print the start text and what the model makes of it."""
+    start = read_text(args.start_file) if args.start_file else args.start or about.chars[0]
+    print(rnn.predict(about, start, args.length, args.temperature, args.seed))
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see  python {self.prog} --help\n")
+def test_command(args, rnn, about):
+    """Print how well a model predicts a text; --show colours its start by the nats of each character."""
+    text = read_text(args.text)
+    if unknown := set(text) - set(about.chars):
+        print(f"left out, since the model never saw them: {' '.join(map(repr, sorted(unknown)))}")
+        text = "".join(char for char in text if char not in unknown)
+    ids = encode(text, about.chars)
+    for name, nats in (("the model", rnn.evaluate(ids)), ("guessing", rnn.guessing)):
+        bits = nats / math.log(2)
+        print(f"{name}: {nats:.4f} nats ({bits:.4f} bits) per character, perplexity {math.exp(nats):.2f}")
+    if args.show:
+        _, y_pred = rnn.forward(ids[: args.show], np.zeros(rnn.hidden_size))
+        nats = [rnn.loss(y, [ix]) for y, ix in zip(y_pred, ids[1:])]
+        if sys.stdout.isatty():
+            reds = ["", *(f"\033[97;48;5;{red}m" for red in (52, 88, 124, 160, 196))]
+            print("nats:", *(f"{red} {cost} \033[0m" for cost, red in enumerate(reds)), "or more")
+            print("".join(f"{reds[min(int(cost), 5)]}{char}\033[0m" for char, cost in zip(text[1:], nats)))
+        else:
+            words = re.finditer(r"\S+", text[1 : len(nats) + 1])
+            costs = [(sum(nats[word.start() : word.end()]), word[0]) for word in words]
+            for cost, word in sorted(costs, reverse=True)[:10]:
+                print(f"{cost:8.2f} nats  {word}")
 
 
 def parse(argv):
-    """The arguments of the command line; without a command, those of train."""
-    parser = Parser(
-        prog="char_rnn.py",
-        description="A character-level recurrent neural network, from scratch in NumPy.",
-        epilog="What can be set is listed by:  python char_rnn.py train --help",
-    )
-    commands = parser.add_subparsers(title="commands", metavar="{train,sample}", required=True)
-
-    train = commands.add_parser("train", help="learn from a text (the command when none is given)")
+    """The arguments of the command line, and the model and the rest of the checkpoint, if it reads one."""
+    parser = argparse.ArgumentParser(prog="char_rnn.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(title="commands", required=True)
+    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    train = commands.add_parser("train", help="learn from a text (also without a command)", **formatter)
     train.set_defaults(run=train_command)
-    train.add_argument(
-        "text", nargs="?", default=str(DATA), help="UTF-8 text file (default: data/fables.txt)"
-    )
-    for name, (default, what) in HYPERPARAMETERS.items():
-        train.add_argument(
-            "--" + name.replace("_", "-"),
-            type=type(default),
-            default=argparse.SUPPRESS,
-            metavar={int: "N", float: "X", str: "NAME"}[type(default)],
-            help=f"{what} (default: {default})",
-        )
-    train.add_argument(
-        "--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)"
-    )
-    train.add_argument(
-        "--resume", action="store_true", help="go on exactly where the checkpoint was saved last"
-    )
-    train.add_argument("--log", metavar="CSV", help="write " + ", ".join(HISTORY) + " to this file")
-    train.add_argument("--plot", metavar="PNG", help="draw the loss curves in this file (needs matplotlib)")
+    train.add_argument("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
+    train.add_argument("--hidden-size", type=int, default=256, help="hidden units")
+    train.add_argument("--seq-length", type=int, default=32, help="steps that are backpropagated through")
+    train.add_argument("--batch-size", type=int, default=16, help="streams of text read side by side")
+    train.add_argument("--learning-rate", type=float, default=6e-3, help="its highest, after the warm-up")
+    train.add_argument("--optimizer", default="adam", choices=OPTIMIZERS, help="rule of the update")
+    train.add_argument("--max-iters", type=int, default=2500, help="iterations, one update each")
+    train.add_argument("--threshold", type=float, default=0.0, help="smooth loss that is low enough")
+    train.add_argument("--val-fraction", type=float, default=0.1, help="share of the text held out")
+    train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
+    train.add_argument("--checkpoint", default="char_rnn.npz", help="file to save in")
+    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
+    train.add_argument("--log", metavar="CSV", help="file for the losses, a line for each row")
+    train.add_argument("--plot", metavar="PNG", help="file for a picture of the losses (needs matplotlib)")
 
-    sample = commands.add_parser("sample", help="write text with a trained model")
+    sample = commands.add_parser("sample", help="write text with a trained model", **formatter)
     sample.set_defaults(run=sample_command)
-    sample.add_argument(
-        "checkpoint", nargs="?", default=CHECKPOINT, help="checkpoint to read (default: %(default)s)"
-    )
+    sample.add_argument("checkpoint", nargs="?", default="char_rnn.npz", help="checkpoint of a trained model")
     start = sample.add_mutually_exclusive_group()
     start.add_argument("--start", metavar="TEXT", help="text to go on from")
-    start.add_argument(
-        "--start-file", metavar="FILE", help="file with the text to go on from; - is standard input"
-    )
-    sample.add_argument(
-        "--length", type=int, default=400, metavar="N", help="characters to draw (default: %(default)s)"
-    )
-    sample.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="under 1 is more careful, over 1 bolder, 0 always the likeliest (default: %(default)s)",
-    )
-    sample.add_argument(
-        "--seed", type=int, metavar="N", help="seed of the random numbers (default: another each time)"
-    )
+    start.add_argument("--start-file", metavar="FILE", help="file with that text; - is standard input")
+    sample.add_argument("--length", type=int, default=400, help="characters to draw")
+    sample.add_argument("--temperature", type=float, default=1.0, help="under 1 careful, over 1 bold")
+    sample.add_argument("--seed", type=int, help="seed of the random numbers")
 
-    if not argv or argv[0] not in ("train", "sample", "-h", "--help"):
+    test = commands.add_parser("test", help="measure how well a trained model predicts a text", **formatter)
+    test.set_defaults(run=test_command)
+    test.add_argument("checkpoint", help="checkpoint of a trained model")
+    test.add_argument("text", help="UTF-8 text")
+    test.add_argument("--show", type=int, metavar="N", help="show what the first N characters cost")
+
+    if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
+        if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
+            parser.error(f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file")
         argv = ["train", *argv]
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.run is train_command and not args.resume:
+        return args, None, None
+    rnn, about = load_checkpoint(args.checkpoint)
+    if args.run is train_command:
+        saved = {name: about.settings[name] for name in SETTINGS if name in about.settings}
+        train.set_defaults(**saved)  # on the subparser, because argparse ignores them on the parent
+        args = parser.parse_args(argv)
+        for name in saved.keys() - {"max_iters", "threshold"}:
+            if (given := getattr(args, name)) != saved[name]:
+                raise ValueError(f"{args.checkpoint} was trained with {name} {saved[name]}, not {given}")
+    else:
+        rnn.use_best()
+    return args, rnn, about
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 0, 2 for a mistake told in one line, 130 or 143 when stopped."""
+    """Run the command line; returns the exit status: 2 for a mistake, told in one line, 130 for Ctrl-C."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (a closed one is None)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args)
+        args, rnn, about = parse(sys.argv[1:] if argv is None else argv)
+        return args.run(args, rnn, about) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        text = (
-            f"{error.filename}: {error.strerror}"
-            if isinstance(error, OSError) and error.filename
-            else str(error)
-        )
-        print(f"char_rnn.py: error: {text}", file=sys.stderr)
+    except (ValueError, OSError, OverflowError, MemoryError, ImportError) as error:
+        print(f"char_rnn.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
 
 

@@ -3,29 +3,29 @@
 # dependencies = ["numpy>=1.26", "torch>=2.6"]
 # ///
 # SPDX-License-Identifier: MIT-0
-"""Next-price prediction with a recurrent neural network in torch, from a CSV of prices to an honest test score.
+"""Next-price prediction with a recurrent neural network in torch, from a CSV file to an honest test score.
 
-    python stock_rnn.py                                 learn from two years of Bitcoin prices, in a few seconds
-    python stock_rnn.py train my.csv --column Close     learn from your own prices
-    python stock_rnn.py test stock_rnn.pt other.csv     how good is it on prices that it never saw?
-    python stock_rnn.py predict stock_rnn.pt my.csv     the prices after the last row
+    python stock_rnn.py                                learn from two years of Bitcoin prices, in seconds
+    python stock_rnn.py train my.csv --column Close    learn from your own prices
+    python stock_rnn.py test stock_rnn.pt other.csv    measure how well it predicts other prices
+    python stock_rnn.py predict stock_rnn.pt my.csv    the prices after the last row
 
-One hidden layer reads a window of prices, one a step (x_t), and a linear layer says what comes after the last (y):
+One hidden layer reads a window of prices, one a step (x_t), and a linear layer says what comes next (y):
 
-    a_t = tanh(Wax x_t + Waa a_{t-1} + ba)
+    a_t = tanh(Waa a_{t-1} + Wax x_t + ba)
     y   = Wya a_T + by
     L   = mean over windows of (y - target)^2
 
-Every score stands beside that of the naive forecast, "the next price is the last price", because most networks that
-look good on a chart have learned just that.
+Every score stands beside that of the naive forecast, "the next price is the last price", because most
+networks that look good on a chart have learned just that. Any series of positive values will do.
 
 Shapes, everywhere below: N prices, T steps in a window (seq_length), B windows in a batch, H hidden units.
 """
 
 import argparse
+import contextlib
 import copy
 import csv
-import hashlib
 import io
 import itertools
 import math
@@ -34,872 +34,615 @@ import re
 import shlex
 import signal
 import sys
-import time
-import warnings
+import zipfile
 import zlib
-from array import array
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Data: from a CSV file to windows of prices and the price that follows each
 
-KLINE = ("open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count")
-KLINE += ("taker_buy_volume", "taker_buy_quote_volume", "ignore")  # what Binance publishes, without a header
-TIME_WORDS = {"time", "date", "datetime", "timestamp", "unix"}
+KLINE = ["open_time", "open", "high", "low", "close", "volume", "close_time"]  # and five more, at Binance
+MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", "."}
+PRICE = re.compile(r"[$€£¥]? ?(\d+|\d{1,3}(,\d{3})+)(\.\d*)? ?[$€£¥]?")  # 1,403.13 but not 1403,13
+DAYS = ["%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%Y-%m-%d", "%d-%b-%Y", "%d-%b-%y"]
+DAYS = [day.replace("-", sign) for day in DAYS for sign in "/.-"] + ["%b %d, %Y", "%d %b %Y", "%Y%m%d"]
+CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
+TIME_FORMS = ["number", "ISO", "%Y-%m", *(day + clock for day in DAYS for clock in CLOCKS)]
+EPOCH = datetime(1970, 1, 1)
 
 
 def load_prices(path, column="open", every=1):
     """The prices in one column of a CSV file: (N,) float64, oldest first, every n-th row.
 
-    The columns are named by a header, in any case, or are those of Binance's kline files, which have none. Lines before
-    the header that are empty, start with # or have no second field are passed over. Rows are put in the order of the
-    first column whose name has one of TIME_WORDS, where there is one, and stderr is told if that moved any.
-
-    Raises ValueError for a file without such a column or without rows, for a price that is not a positive number, and
-    for times that repeat or cannot be sorted, naming the line.
+    Rows without a price are skipped, rows out of order are sorted by their times, and of rows with the same
+    time the first is kept; a line on stderr tells of each. Without times, the order is that of the file.
+    Raises ValueError for a file without such a column, a price that is not a positive number, times that
+    cannot be read, and two prices at one time that differ by more than 1 %.
     """
-    require_sizes(every=every)
-    prices, times, lines = array("d"), [], array("q")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, not {every}")
+    prices, lines, missing, times = [], [], [], {}  # times: for each column of times, its cells
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        names, rows, skipped = read_header(path, file, column)
-        matches = [ix for ix, name in enumerate(names) if name.lower() == column.lower()]
-        if not matches:
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, names))}")
-        price_column = min(matches, key=lambda ix: names[ix] != column)
-        words = [re.sub("([a-z])([A-Z])", r"\1 \2", name).lower() for name in names]  # openTime: open time
-        time_column = next(
-            (ix for ix, text in enumerate(words) if TIME_WORDS & set(re.findall("[a-z]+", text))), None
-        )
-        try:
-            for row in filter(None, rows):
-                prices.append(price(row[price_column]))
-                lines.append(rows.line_num)
-                if time_column is not None:
-                    times.append(moment(row[time_column]))
-        except IndexError:
-            raise ValueError(f"{path}, line {skipped + rows.line_num}: a column is missing") from None
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}, line {skipped + rows.line_num}: {error}") from None
+        names, rows, delimiter = read_header(path, file, column.lower())
+        at = names.index(column.lower())
+        for row in filter(None, rows):
+            cell, line = row[at].strip() if at < len(row) else "", rows.line_num
+            price = to_number(cell, delimiter)
+            word = price is None and not cell[:1].isdigit()
+            if not prices and (word or row[0].lower() in ("ticker", "date", "datetime")):
+                continue  # a further header row: yfinance has two
+            if price is None or price <= 0 or price == math.inf:
+                raise ValueError(f"{path}, line {line}: {cell!r} is not a positive number such as 1403.13")
+            if math.isnan(price):
+                missing.append(line)
+                continue
+            if not prices:
+                times = {ix: [] for ix in time_columns(names, row)}
+            prices.append(price)
+            lines.append(line)
+            for ix, cells in times.items():
+                cells.append(row[ix].strip() if ix < len(row) else "")
     if not prices:
-        raise ValueError(f"{path} has no rows of prices")
-
-    prices = np.array(prices)
+        raise ValueError(f"{path} has no number in column {column!r}")
+    prices, lines, told = np.array(prices), np.array(lines), {"without a price: skipped": missing}
     if times:
-        try:
-            order = np.array(sorted(range(len(times)), key=times.__getitem__))
-        except TypeError:
-            raise ValueError(
-                f"{path}: its column {names[time_column]} has times of different kinds"
-            ) from None
-        for one, two in itertools.pairwise(order):
-            if times[one] == times[two]:
-                raise ValueError(
-                    f"{path}, line {skipped + lines[two]}: the time of line {skipped + lines[one]} again"
-                )
-        if (np.diff(order) < 0).any():
-            prices = prices[order]
-            print(f"{path} was not oldest first: sorted by its column {names[time_column]}", file=sys.stderr)
-    return np.ascontiguousarray(prices[::every])
+        seconds = read_times(path, list(times.values()), lines)
+        told["older than the row above: sorted"] = lines[1:][np.diff(seconds) < 0]
+        order = np.argsort(seconds, kind="stable")  # of rows with the same time, the first stays first
+        seconds, prices, lines = seconds[order], prices[order], lines[order]
+        again = np.append(False, np.diff(seconds) == 0)
+        told["at the time of another: dropped"] = lines[again]
+        for i in np.flatnonzero(again & (abs(prices / np.roll(prices, 1) - 1) > 0.01)):
+            what = f"line {lines[i]} has the time of line {lines[i - 1]} and another price"
+            raise ValueError(f"{path}: {what}: several series in one file?")
+        prices = prices[~again]
+    for what, found in told.items():
+        if len(found):
+            print(f"{path}: {len(found):,} rows {what} (the first in line {min(found)})", file=sys.stderr)
+    return prices[::every]
 
 
 def read_header(path, file, column):
-    """The names of the columns of an open CSV file, a reader of its rows, and the number of lines before those."""
-    first = None
-    for skipped, line in enumerate(file):
-        delimiter = max(",;\t", key=line.count)
-        try:
-            names = [
-                name.strip() for name in next(csv.reader([line.replace("\0", " ")], delimiter=delimiter), [])
-            ]
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {skipped + 1}: {error}") from None
-        if len(names) == len(KLINE) and names[0].isdigit():
-            return KLINE, csv.reader(itertools.chain([line], file), delimiter=delimiter), skipped
-        if not line.strip() or line.startswith("#"):
-            continue
-        first = first or names
-        if len(names) > 1 or names[0].lower() == column.lower():
-            return names, csv.reader(file, delimiter=delimiter), skipped + 1
-    if not first:
-        raise ValueError(f"{path} is empty")
-    return first, csv.reader([]), 0
+    """The column names in lower case, the rows below them, and the delimiter. The header is the first line
+    that names the column; Binance's kline files, of numbers only, have none."""
+    head = list(itertools.islice(file, 50))
+    if head and head[0].startswith("\ufffd\ufffd"):  # what became of the two bytes that UTF-16 begins with
+        raise ValueError(f"{path} looks like UTF-16: save it as UTF-8")
+    for delimiter in ",;\t":
+        rows = csv.reader(itertools.chain(head, file), delimiter=delimiter)
+        for row in itertools.islice(rows, len(head)):
+            names = [name.strip(" <>").lower() for name in row]
+            if names.count(column) > 1:
+                raise ValueError(f"{path}, line {rows.line_num} names {column!r} {names.count(column)} times")
+            if column in names:
+                return names, rows, delimiter
+    delimiter = max(",;\t", key="".join(head).count)
+    table = [row for row in csv.reader(head, delimiter=delimiter) if row] or [[""]]
+    if len(table[0]) == 12 and column in KLINE and None not in map(to_number, table[0]):
+        return KLINE, csv.reader(itertools.chain(head, file)), ","
+    header = next(row for row in table if len(row) == len(table[-1]))
+    numeric = [name for name, cell in zip(header, table[-1]) if to_number(cell) and to_number(name) is None]
+    hint = (
+        f"try --column {' or '.join(map(shlex.quote, numeric))}" if numeric else "its first line must name it"
+    )
+    raise ValueError(f"{path} has no column {column!r}: {hint}")
 
 
-def price(text):
-    """The price that a text stands for; raises ValueError unless it is a finite number above zero."""
+def to_number(cell, delimiter=","):
+    """A cell as a number, with or without a currency sign; nan where it is missing, None for any other."""
     try:
-        number = float(text)
+        return None if "_" in cell else float(cell)  # Python would read 1_000
     except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf or "_" in text:
-        raise ValueError(f"{text!r} is not a positive price")
-    return number
+        if cell.lower() in MISSING:
+            return math.nan
+    known = PRICE.fullmatch(cell) and ("," not in cell or "." in cell or delimiter == ",")
+    return float(re.sub("[^0-9.]", "", cell)) if known else None
 
 
-def moment(text):
-    """The time that a text stands for: seconds since 1970, given in s, ms or us, or the datetime of an ISO date.
-
-    Raises ValueError for anything else.
-    """
-    text = text.strip()
-    try:
-        if "-" in text[1:]:
-            return datetime.fromisoformat(text.replace(" UTC", "+00:00").replace("Z", "+00:00"))
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"the time {text!r} cannot be sorted; write it as 2017-10-01 20:00, or in seconds"
-        ) from None
-    return number / (1e6 if abs(number) > 1e14 else 1e3 if abs(number) > 1e11 else 1)
+def time_columns(names, row):
+    """The columns whose name says that they hold times or, where none does, those that begin with a date."""
+    named = [ix for ix, name in enumerate(names) if re.search(r"\btime|time\b|date|unix|_at\b", name)]
+    words = [ix for ix, cell in enumerate(row) if to_number(cell) is None]
+    return named or [ix for ix in words if any(len(read_column([row[ix]], form)) for form in TIME_FORMS)]
 
 
-class StockDataset(torch.utils.data.Dataset):
+def read_times(path, columns, lines):
+    """Seconds since 1970, (N,), from the first of the columns that one of TIME_FORMS reads as a whole. Dates
+    in one column and times of day in another are read as one; where day and month could be mistaken for each
+    other, the right form is the one that puts the rows in order."""
+    clocks = [cells for cells in columns if re.fullmatch(r"\d\d?:\d\d.*|\d{6}", cells[0])]
+    days = [cells for cells in columns if not re.fullmatch(r"\d\d?:\d\d.*|\d{6}", cells[0])]
+    if clocks and days:
+        columns = [[f"{day} {clock}" for day, clock in zip(days[0], clocks[0])]]
+    for cells in columns:
+        found, longest = [], 0
+        for form in TIME_FORMS:
+            seconds = read_column(cells, form)
+            longest = max(longest, len(seconds))
+            if len(seconds) == len(cells) and np.isfinite(seconds).all():
+                found.append(seconds)
+                if form[:2] not in ("%d", "%m"):  # which can be taken for each other
+                    break
+        in_order = [s for s in found if (np.diff(s) >= 0).all() or (np.diff(s) <= 0).all()]
+        if in_order or len(found) == 1:
+            return (in_order or found)[0]
+    at = min(longest, len(cells) - 1)
+    raise ValueError(f"{path}, line {lines[at]}: the time {cells[at]!r} is unclear; 2017-10-01 20:00 is not")
+
+
+def read_column(cells, form):
+    """Seconds since 1970 of each cell, in UTC unless it names a zone, up to the first in another form."""
+    seconds = []
+    with contextlib.suppress(ValueError):
+        for cell in cells:
+            if form == "number":
+                seconds.append(float(cell))
+                continue
+            if form == "ISO":
+                moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
+            else:
+                moment = datetime.strptime(cell, form)
+            epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
+            seconds.append((moment - epoch).total_seconds())
+    seconds = np.array(seconds)
+    for _ in range(2):  # what is in microseconds becomes milliseconds, and what is in milliseconds seconds
+        seconds = np.where(abs(seconds) > 1e11, seconds / 1000, seconds)
+    return seconds
+
+
+class StockDataset(Dataset):
     """Windows of prices, each with the price that follows it, as a network wants them.
 
-    Item i is (window, target): the T prices from i on as (T, 1) float32, and the one after them as (1,). A list, slice
-    or tensor of B indices gives a batch at once: (B, T, 1) and (B, 1).
+    Item i is (window, target): the T prices from i on as (T, 1) float32, and the one after them as (1,). A
+    list, slice or tensor of B indices gives a batch: (B, T, 1) and (B, 1). Each price p becomes
 
-        normalise="window"    x_t = (p_t / p_T - 1) / scale,  the target likewise: relative to the window's own last
-                              price p_T, so that the level of the prices does not matter. scale is the standard
-                              deviation of the relative change from one price to the next
-        normalise="range"     x_t = 2 (p_t - low) / (high - low) - 1,  the target likewise; scale is (low, high)
+        x = (p - centre) / unit        and back, from a model's output:        p = centre + unit * output
 
-    scale is fitted to these prices unless given: fit it on the training set and pass it on. Windows are views of one
-    float32 series, 4 bytes a price; prices, for dollars, is the float64 array that came in, not a copy.
+        normalise="window"    centre = p_T, the last price of the window, and unit = scale * p_T, where scale
+                              is the standard deviation of the relative changes from one price to the next
+        normalise="range"     (centre, unit) = scale = the middle and half of the range: x is from -1 to 1
 
+    scale is fitted to these prices unless given: fit it on the training part and pass it on.
     Raises ValueError for prices that are too few, not finite, constant, or (with "window") not above zero.
     """
 
     def __init__(self, prices, seq_length, normalise="window", scale=None):
-        require_sizes(seq_length=seq_length)
-        self.prices, self.seq_length, self.normalise = np.asarray(prices, np.float64), seq_length, normalise
+        self.prices, self.seq_length, self.normalise = np.array(prices, np.float64), seq_length, normalise
         if normalise not in ("window", "range"):
             raise ValueError(f"normalise must be window or range, not {normalise}")
-        if self.prices.ndim != 1 or len(self.prices) <= seq_length:
-            raise ValueError(
-                f"prices are {self.prices.shape}, but a window of {seq_length} and the price after it need at least "
-                f"{seq_length + 1} in one dimension"
-            )
-        low, high = self.prices.min(), self.prices.max()
-        if not (math.isfinite(low) and math.isfinite(high)) or (normalise == "window" and low <= 0):
+        if self.prices.ndim != 1 or not 1 <= seq_length < len(self.prices):
+            raise ValueError(f"{self.prices.shape} prices do not hold a window of {seq_length} and one more")
+        low, high = float(self.prices.min()), float(self.prices.max())
+        if not math.isfinite(high - low) or (normalise == "window" and low <= 0):
             raise ValueError(f"prices must be finite and above zero, not from {low} to {high}")
         if scale is None:
-            if low == high:
-                raise ValueError(f"all {len(self.prices)} prices are {low:g}: there is nothing to learn")
-            changes = np.diff(self.prices) / self.prices[:-1]
-            if normalise == "window" and np.ptp(changes) < 1e-9:
-                raise ValueError(
-                    f"every price is {changes[0]:+.6g} from the one before: there is nothing to learn"
-                )
-            scale = (low, high) if normalise == "range" else np.std(changes)
-        self.scale = tuple(map(float, scale)) if normalise == "range" else float(scale)
-
-        if normalise == "range":
-            series = 2 * (self.prices - self.scale[0]) / (self.scale[1] - self.scale[0]) - 1
-        else:
-            # Logarithms of the change into each price: float32 holds them to 7 digits whatever the level, and their
-            # sums over a window lead back to p_t / p_T.
-            series = np.diff(np.log(self.prices), prepend=np.log(self.prices[0]))
-        self.series = torch.from_numpy(series.astype(np.float32))
-        self.to("cpu")
-
-    def to(self, device):
-        """Move the windows to a device; returns the dataset."""
-        self.series = self.series.to(device)
-        self.windows = self.series.unfold(0, self.seq_length + 1, 1)  # (N - T, T + 1), the target last
-        return self
+            scale = middle, unit = (high + low) / 2, (high - low) / 2
+            if normalise == "window":
+                scale = unit = float(np.std(np.diff(self.prices) / self.prices[:-1]))
+            if unit < 1e-12:
+                raise ValueError(f"prices from {low:g} to {high:g} that all change alike: nothing to learn")
+        self.scale = scale
+        self.windows = torch.from_numpy(self.prices).unfold(0, seq_length + 1, 1)  # (N - T, T + 1), a view
 
     def __len__(self):
         return len(self.windows)
 
     def __getitem__(self, index):
-        rows = self.windows[index]
-        if self.normalise == "window":
-            rows = rows.cumsum(-1)
-            rows = (
-                torch.expm1(rows - rows[..., -2:-1]) / self.scale
-            )  # p_t / p_T - 1 = exp(log p_t - log p_T) - 1
-        return rows[..., :-1, None], rows[..., -1:]
+        rows = self.windows[index]  # the target last
+        centre, unit = self.centre_and_unit(rows[..., -2:-1])
+        x = ((rows - centre) / unit).float()
+        return x[..., :-1, None], x[..., -1:]
 
-    def to_price(self, prediction, index):
-        """The prices, float64, that model outputs for the items at index stand for; the way back from a target."""
-        if isinstance(prediction, torch.Tensor):
-            prediction = prediction.detach().cpu()
-        prediction = np.asarray(prediction, np.float64)
-        if self.normalise == "range":
-            low, high = self.scale
-            return low + (prediction + 1) / 2 * (high - low)
-        last = self.prices[self.seq_length - 1 : -1][np.asarray(index)]
-        return last.reshape(last.shape + (1,) * (prediction.ndim - last.ndim)) * (1 + prediction * self.scale)
+    def centre_and_unit(self, last):
+        """The two numbers of the formula for windows that end in the price `last`."""
+        return (last, self.scale * last) if self.normalise == "window" else self.scale
+
+    def to_price(self, output, last):
+        """The price that a model's output stands for, after a window that ends in the price `last`."""
+        centre, unit = self.centre_and_unit(last)
+        return centre + unit * output
 
 
 def split(prices, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="window"):
-    """Training, validation and test set, in the order of time, with one scale: that of the training prices alone.
-
-    The last test_fraction of the prices are the targets of the test set, those before them of the validation set. Their
-    first windows look back into the part before; no price is a target twice.
-    Raises ValueError for fractions that leave a part empty, and for too few prices.
-    """
-    require_sizes(seq_length=seq_length)
-    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must each leave a part"
-        )
-    shares = ((seq_length + 1, 1 - val_fraction - test_fraction), (1, val_fraction), (1, test_fraction))
-    needed = max(math.ceil(round(rows / share, 6)) for rows, share in shares)
-    if len(prices) < needed:
-        raise ValueError(
-            f"{len(prices)} prices are too few: seq_length {seq_length}, val_fraction {val_fraction} and test_fraction "
-            f"{test_fraction} need at least {needed}"
-        )
+    """Training, validation and test set, in the order of time, with the scale of the training prices alone.
+    The last test_fraction of the prices are the targets of the test set, those before them of the validation
+    set; first windows look back into the part before. Raises ValueError where a part would be empty."""
     test_start = len(prices) - int(len(prices) * test_fraction)
     val_start = test_start - int(len(prices) * val_fraction)
+    if not seq_length < val_start < test_start < len(prices):
+        sizes = f"seq_length {seq_length}, val_fraction {val_fraction} and test_fraction {test_fraction}"
+        raise ValueError(f"{len(prices)} prices are too few for {sizes}: every part needs a target")
     train_set = StockDataset(prices[:val_start], seq_length, normalise)
-    val_set = StockDataset(
-        prices[val_start - seq_length : test_start], seq_length, normalise, train_set.scale
-    )
-    test_set = StockDataset(prices[test_start - seq_length :], seq_length, normalise, train_set.scale)
-    return train_set, val_set, test_set
+    options = seq_length, normalise, train_set.scale
+    val_set = StockDataset(prices[val_start - seq_length : test_start], *options)
+    return train_set, val_set, StockDataset(prices[test_start - seq_length :], *options)
 
 
-def require_sizes(**sizes):
-    """Raises ValueError unless every size is a whole number of at least 1 and less than 2^31."""
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {size}")
-        if size >= 1 << 31:
-            raise ValueError(f"{name} {size} is too large")
+def batches(dataset, batch_size, shuffle=False):
+    """A DataLoader that asks the dataset for whole batches, which is faster than item by item: its sampler
+    gives lists of indices, and so batch_size is None. Only with shuffle are random numbers drawn."""
+    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
+    order = BatchSampler(order, batch_size, drop_last=False)
+    return DataLoader(dataset, batch_size=None, sampler=order, generator=torch.Generator())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
+# ------------------------------------------------------------------------------------------------------------
+# Model, training, and what a trained model is asked for
 
 
 class RNN(nn.Module):
-    """A tanh RNN over the window and a linear layer on its last step.
+    """A tanh RNN over the window and a linear layer on its last step, (B, T, 1) to (B, 1).
 
-        a_t = tanh(Wax x_t + Waa a_{t-1} + ba)        y = Wya a_T + by
+        a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y = Wya a_T + by
 
-    (B, T, 1) to (B, 1). With num_layers above 1, the a_t of a layer are the x_t of the next. The linear layer starts at
-    zero, so that with normalise="window" the untrained model is the naive forecast, and training improves on that.
+    With num_layers above 1, the a_t of a layer are the x_t of the next. The linear layer starts at zero, so
+    that with normalise="window" the untrained model is the naive forecast, and training improves on that.
     """
 
     def __init__(self, hidden_size=16, num_layers=1):
         super().__init__()
-        require_sizes(hidden_size=hidden_size, num_layers=num_layers)
         self.rnn = nn.RNN(1, hidden_size, num_layers, nonlinearity="tanh", batch_first=True)
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-
-        # A large block that comes and goes makes glibc keep freed memory for the next step instead of returning it to
-        # the system: large batches are about a third faster, and nothing else changes (mallopt(3), M_MMAP_THRESHOLD).
-        np.empty(31 << 20, np.uint8)
 
     def forward(self, x):
         _, a_last = self.rnn(x)  # (num_layers, B, H)
         return self.linear(a_last[-1])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training, and what a trained model is asked for
+class Naive(nn.Module):
+    """The naive forecast as a model: the next price is the last price, y = x_T."""
+
+    def forward(self, x):
+        return x[:, -1]
 
 
 def train(
-    model,
-    train_set,
-    val_set,
-    epochs=60,
-    batch_size=32,
-    learning_rate=3e-4,
-    weight_decay=0.1,
-    report=None,
-    state=None,
-    stop=(),
+    model, train_loader, val_loader, epochs=60, learning_rate=3e-4, weight_decay=0.1, report=None, state=None
 ):
-    """Minimise the mean squared error with AdamW; returns {"train_loss": [...], "val_loss": [...]}, a value an epoch.
+    """Minimise the mean squared error with AdamW; returns {"train_loss": [...], "val_loss": [...]} by epoch.
 
-    The model ends with the weights of the epoch whose validation loss was lowest. Random numbers come from torch's own
-    generator: torch.manual_seed before making the model repeats everything, to the last bit on the same machine.
-
-    report(state), where given, is called after every epoch; such a state, passed back, goes on exactly from there,
-    until there are epochs in all. Ends early, after a whole epoch, when stop turns true (say, a list that a signal
-    handler appends to). Raises FloatingPointError when the loss is no longer a number.
+    The loaders give batches (x, target). The model ends with the weights of the epoch whose validation loss
+    was lowest. report(state), where given, is called after every epoch; such a state, passed back, goes on
+    exactly from there. A seed set before the model is made repeats everything on the same machine. Raises
+    ValueError for epochs below 1, and when the loss is no longer finite.
     """
-    require_sizes(epochs=epochs, batch_size=batch_size)
-    if not (0 < learning_rate < math.inf and 0 <= weight_decay < math.inf):
-        raise ValueError(
-            f"learning_rate must be positive and weight_decay not negative, not {learning_rate} and {weight_decay}"
-        )
-    device = next(model.parameters()).device
-    train_set, val_set = train_set.to(device), val_set.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
-    best, history = None, {"train_loss": [], "val_loss": []}
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, not {epochs}")
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
+    history, best = {"train_loss": [], "val_loss": []}, copy.deepcopy(model.state_dict())
     if state:
-        state = copy.deepcopy(state)
-        best, history = state["best"], state["history"]
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        history, best = copy.deepcopy(state["history"]), state["best"]
         torch.set_rng_state(state["random"])
-
-    while len(history["val_loss"]) < epochs and not stop:
-        total = torch.zeros((), device=device)
-        for rows in torch.randperm(len(train_set)).to(device).split(batch_size):
-            x, target = train_set[rows]
-            loss = nn.functional.mse_loss(model(x), target)
+    for epoch in range(len(history["val_loss"]), epochs):
+        model.train()
+        total, count = 0.0, 0
+        for batch in train_loader:
+            loss, output = squared_error(model, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(rows)
-        train_loss, val_loss = total.item() / len(train_set), evaluate(model, val_set)[0]
-        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise FloatingPointError(
-                f"the loss became {train_loss} (validation {val_loss}) in epoch {len(history['val_loss']) + 1}: "
-                f"try a learning rate lower than {learning_rate:g}"
-            )
+            total, count = total + loss.item() * len(output), count + len(output)
+        train_loss, val_loss = total / count, evaluate(model, val_loader)[0]
+        if not math.isfinite(train_loss + val_loss):
+            raise ValueError(f"no finite loss in epoch {epoch + 1}: try a rate below {learning_rate:g}")
         if val_loss < min(history["val_loss"], default=math.inf):
             best = copy.deepcopy(model.state_dict())
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
         if report:
-            report(training_state(model, optimizer, best, history))
-    if best:
-        model.load_state_dict(best)
+            random = torch.get_rng_state()
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+            report(copy.deepcopy(state | {"best": best, "random": random}))
+            torch.set_rng_state(random)  # whatever report draws, training goes on as without it
+    model.load_state_dict(best)
     return history
 
 
-def training_state(model, optimizer, best, history):
-    """A copy of all that train needs to go on."""
-    state = {
-        "model": model.state_dict(),
-        "best": best,
-        "optimizer": optimizer.state_dict(),
-        "history": history,
-    }
-    return copy.deepcopy({**state, "random": torch.get_rng_state()})
+def squared_error(model, batch):
+    """The mean squared error of a model on a batch (x, target), and its outputs."""
+    device = next(model.parameters(), torch.empty(0)).device  # without parameters, the default device
+    x, target = (part.to(device) for part in batch)
+    output = model(x)
+    if output.shape != target.shape:  # torch would broadcast them, and learn something else
+        raise ValueError(f"the model answers {tuple(output.shape)} where targets are {tuple(target.shape)}")
+    return nn.functional.mse_loss(output, target), output
 
 
 @torch.inference_mode()
-def evaluate(model, dataset, batch_size=1024):
-    """The mean squared error over a dataset, and the predictions (B, 1) for all of its items."""
-    dataset.to(next(model.parameters()).device)
-    predictions, squares = [], 0.0
-    for start in range(0, len(dataset), batch_size):
-        x, target = dataset[start : start + batch_size]
-        predictions.append(model(x))
-        squares += nn.functional.mse_loss(predictions[-1], target, reduction="sum").item()
-    return squares / len(dataset), torch.cat(predictions)
+def evaluate(model, loader):
+    """The mean squared error over the batches of a loader, in eval mode, and the outputs in its order."""
+    model.eval()
+    losses, outputs = zip(*(squared_error(model, batch) for batch in loader))
+    loss = np.average([loss.item() for loss in losses], weights=[len(output) for output in outputs])
+    return float(loss), torch.cat(outputs)
+
+
+def predict(model, dataset):
+    """The predicted prices for all windows of a StockDataset, (N - T,) float64."""
+    outputs = evaluate(model, batches(dataset, 1024))[1]
+    return dataset.to_price(outputs[:, 0].double().cpu().numpy(), dataset.prices[dataset.seq_length - 1 : -1])
 
 
 def test(model, test_set):
-    """How good the model is on a dataset, in the unit of its prices, and beside "the next price is the last price".
+    """How good a model is on a StockDataset, beside the naive forecast; rmse and mae in the prices' unit.
 
-    loss is the mean squared error that training minimises; rmse, mae and naive_rmse are in dollars; theil_u is rmse /
-    naive_rmse, and only a value under 1 says that the model knows more than the last price; direction is the share of
-    the moves up and down that were predicted with the right sign. Raises ValueError when the prices never move.
+    loss is what training minimises, theil_u is rmse / naive_rmse, and direction the share of moves whose sign
+    was predicted. t is the statistic of Diebold and Mariano (1995) for one step ahead, over the N targets:
+
+        d_i = (naive error_i)^2 - (model error_i)^2        t = mean(d) / (std(d) / sqrt(N))
+
+    Only a t beyond 2 or -2 is more than chance explains. Raises ValueError when the prices never move.
     """
-    loss, prediction = evaluate(model, test_set)
-    predicted = test_set.to_price(prediction[:, 0], np.arange(len(test_set)))
     last, true = test_set.prices[test_set.seq_length - 1 : -1], test_set.prices[test_set.seq_length :]
     moved = true != last
     if not moved.any():
         raise ValueError(f"the {len(true)} prices to test on never move, which leaves nothing to predict")
-    rmse, naive_rmse = root_mean_square(predicted - true), root_mean_square(last - true)
-    return {
-        "loss": loss,
-        "rmse": rmse,
-        "mae": float(np.abs(predicted - true).mean()),
-        "naive_rmse": naive_rmse,
-        "theil_u": rmse / naive_rmse,
-        "direction": float((np.sign(predicted - last) == np.sign(true - last))[moved].mean()),
-    }
+    loss, predicted = evaluate(model, batches(test_set, 1024))[0], predict(model, test_set)
+    error, naive_error = predicted - true, last - true
+    d = naive_error**2 - error**2
+    rmse, naive_rmse = math.sqrt(np.mean(error**2)), math.sqrt(np.mean(naive_error**2))
+    t = float(d.mean() / (d.std() / math.sqrt(len(d)))) if d.std() else 0.0
+    right = np.sign(predicted - last)[moved] == np.sign(true - last)[moved]
+    figures = {"rmse": rmse, "mae": float(np.mean(abs(error))), "naive_rmse": naive_rmse}
+    return figures | {"loss": loss, "theil_u": rmse / naive_rmse, "t": t, "direction": float(np.mean(right))}
 
 
-def root_mean_square(errors):
-    """The square root of the mean of the squares."""
-    return float(np.sqrt(np.square(errors).mean()))
-
-
-def forecast(model, prices, steps, seq_length=20, normalise="window", scale=None):
-    """The `steps` prices after the last one, (steps,) float64, each fed back in to predict the next.
-
-    Take seq_length, normalise and scale from the training set; without a scale, one is fitted to prices.
-    """
-    require_sizes(steps=steps)
-    if scale is None:
-        scale = StockDataset(prices, seq_length, normalise).scale
-    if len(prices) < seq_length:
-        raise ValueError(f"{len(prices)} prices are too few: a window needs {seq_length}")
-    prices = list(prices[-seq_length:])
+def forecast(model, dataset, steps=1):
+    """The `steps` prices after the dataset's last one, (steps,) float64; each is fed back for the next."""
+    prices, T = list(dataset.prices), dataset.seq_length
     for _ in range(steps):
-        window = np.array(
-            prices[-seq_length:] + prices[-1:]
-        )  # a price must follow for an item, and is not read
-        item = StockDataset(window, seq_length, normalise, scale)
-        prices.append(item.to_price(evaluate(model, item)[1], 0).item())
-    return np.array(prices[-steps:])
+        window = [*prices[-T:], prices[-1]]  # a window has a target: any price will do, it is not looked at
+        prices.append(predict(model, StockDataset(window, T, dataset.normalise, dataset.scale))[0])
+    return np.array(prices[len(dataset.prices) :])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Checkpoints: all that testing, predicting and an exact resume need, in one file
 
 
-def write_whole(path, data):
-    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and one rename."""
-    path = os.path.realpath(path)  # a link goes on to point to what is written
+def write_whole(path, data, keep_old=False, trial=False):
+    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename; a trial ends
+    before the rename. With keep_old, a file that was there becomes path.old."""
+    path = os.path.realpath(path)  # a link stays a link
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} cannot be written: it is a folder or a device")
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if keep_old and not trial and os.path.exists(path):
+            os.replace(path, f"{path}.old")
+        if not trial:
+            os.replace(temporary, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"cannot be written ({error.strerror}); what was there is untouched", path
-        ) from None
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(path, state, about):
-    """Save a state of training and about, a dict of settings and of the prices that it was trained on."""
-    file = io.BytesIO()
-    torch.save({"state": state, "about": about}, file)
-    data = file.getvalue()
-    write_whole(path, data + hashlib.sha256(data).digest())
+def save_checkpoint(path, state, about, keep_old=False, trial=False):
+    """Save a state of training, and a dict with the settings of its run and what tells its prices apart."""
+    torch.save({"state": state, **about}, file := io.BytesIO())
+    write_whole(path, file.getvalue(), keep_old, trial)
 
 
 def load_checkpoint(path):
-    """The model of a checkpoint with its best weights, the state of its training, and what it was saved about.
-
-    No code in the file is ever run. Raises ValueError for anything but a whole checkpoint of this script.
-    """
-    require_torch()
+    """A model with the best weights, and the state of training, the settings and what tells the prices apart.
+    Nothing in the file is executed; ValueError for a file that is damaged or of another kind."""
     data = Path(path).read_bytes()
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise ValueError(f"{path} is damaged, or not a checkpoint of stock_rnn.py")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is told below
-            found = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
-        settings = {name: default for name, (default, _) in HYPERPARAMETERS.items()}
-        scale = (0.0, 0.0) if found["about"]["settings"]["normalise"] == "range" else 0.0
-        about = {"settings": settings, "scale": scale, "rows": 0, "seen": 0, "mark": 0}
-        require_alike(found["about"], about, "about")
-        settings, losses = found["about"]["settings"], found["state"]["history"]["val_loss"]
-        model = RNN(settings["hidden_size"], settings["num_layers"])
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        model(torch.zeros(1, 1, 1)).sum().backward()
-        optimizer.step()  # makes the moments, for their names and shapes
-        history = {"train_loss": [0.0] * len(losses), "val_loss": [0.0] * len(losses)}
-        state = training_state(model, optimizer, model.state_dict(), history)
-        require_alike(found, {"about": found["about"], "state": state}, "the file")
-        model.load_state_dict(found["state"]["best"])
-    except Exception as error:  # whatever a file made by other hands may bring about
-        text = error if isinstance(error, ValueError) else type(error).__name__
-        raise ValueError(f"{path} is not a checkpoint of stock_rnn.py: {text}") from None
-    return model, found["state"], found["about"]
+        if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load does not check the CRCs
+            raise ValueError(f"{damaged} is damaged")
+        about = argparse.Namespace(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        model = RNN(about.settings["hidden_size"], about.settings["num_layers"])
+        for name in ("model", "best"):  # names and shapes of both must be those of the model
+            model.load_state_dict(about.state[name])
+        torch.optim.AdamW(model.parameters()).load_state_dict(copy.deepcopy(about.state["optimizer"]))
+    except Exception as error:  # zipfile and torch have no list of what damaged bytes make them raise
+        raise ValueError(f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}") from None
+    return model, about
 
 
-def require_alike(found, like, where):
-    """Raises ValueError unless found has the types, names, shapes and lengths of like, all the way down."""
-    if type(found) is not type(like):
-        raise ValueError(f"{where} is {type(found).__name__}, not {type(like).__name__}")
-    if isinstance(like, torch.Tensor):
-        found, like = ((tuple(tensor.shape), tensor.dtype) for tensor in (found, like))
-        if found != like:
-            raise ValueError(f"{where} is {found}, not {like}")
-    if isinstance(like, (list, tuple)):
-        found, like = dict(enumerate(found)), dict(enumerate(like))
-    if isinstance(like, dict):
-        if found.keys() != like.keys():
-            raise ValueError(f"{where} has {list(found)}, not {list(like)}")
-        for name in like:
-            require_alike(found[name], like[name], f"{where}, {name}")
-
-
-def require_torch():
-    """Raises ValueError for a torch that is too old to open a checkpoint of unknown origin."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        raise ValueError(
-            f"torch {torch.__version__} is too old: 2.6 is needed, where loading runs no code (CVE-2025-32434)"
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = Path(__file__).parent / "data" / "btcusd_20h.csv"
-CHECKPOINT = "stock_rnn.pt"
-NEVER_SEEN = "prices never seen"
-RANGE_RATE = 3e-3  # "range" starts far from the naive forecast, and has a way to go
-HYPERPARAMETERS = {  # name: (default, what it is)
-    "column": ("open", "column of prices in the file"),
-    "every": (1, "take every N-th row, from the oldest on"),
-    "normalise": (
-        "window",
-        "window: each window by its own last price; range: all to [-1, 1] by the training set",
-    ),
-    "hidden_size": (16, "hidden units"),
-    "num_layers": (1, "hidden layers"),
-    "seq_length": (20, "prices in a window"),
-    "batch_size": (32, "windows in a batch"),
-    "learning_rate": (3e-4, f"learning rate of AdamW; with --normalise range {RANGE_RATE} unless given"),
-    "weight_decay": (0.1, "pull of the weights to zero"),
-    "epochs": (60, "passes over the training set"),
-    "val_fraction": (0.15, "share of the prices, before those of the test, held out for validation"),
-    "test_fraction": (0.15, "share of the prices, at the end, held out for the test"),
-    "seed": (0, "seed of the random numbers"),
-}
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DATA = str(Path(__file__).with_name("data") / "btcusd_20h.csv")
+SETTINGS = ("column", "every", "normalise", "hidden_size", "num_layers", "seq_length", "batch_size", "seed")
+SETTINGS += ("learning_rate", "weight_decay", "val_fraction", "test_fraction", "epochs")
 
 
-class Progress:
-    """A line on every epoch, which a terminal shows in place."""
-
-    def __init__(self, epochs):
-        self.epochs, self.first = epochs, None
-        print(f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'best epoch':>13}{'left':>9}")
-
-    def __call__(self, history):
-        val_loss = history["val_loss"]
-        epoch, best, now = len(val_loss), val_loss.index(min(val_loss)) + 1, time.perf_counter()
-        line = f"{epoch:>8}{history['train_loss'][-1]:>16.6f}{val_loss[-1]:>18.6f}{best:>13}"
-        if self.first is None:
-            self.first = epoch, now  # torch gets ready during the first epoch: its time tells nothing
-        else:
-            left = min((now - self.first[1]) / (epoch - self.first[0]) * (self.epochs - epoch), 359_999)
-            line += f"{left // 60:>6.0f}:{left % 60:02.0f}"
-        in_place, last = sys.stdout.isatty(), epoch >= self.epochs
-        print(f"\r{line}" if in_place else line, end="\n" if last or not in_place else "", flush=True)
-
-
-def train_command(args):
-    """Train on a file of prices, with all that belongs to a run, and test on its last part."""
-    outputs = [path for path in (args.checkpoint, args.log, args.plot) if path is not None]
-    for path in outputs:
-        if not os.path.basename(path):
-            raise ValueError(f"{path!r} cannot be written: it names no file")
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ValueError(f"{path} cannot be written: it is a folder or a device")
-        if not os.access(Path(path).resolve().parent, os.W_OK):
-            raise ValueError(f"{path} cannot be written: its folder is missing or read-only")
-        if [os.path.realpath(other) for other in (args.prices, *outputs)].count(os.path.realpath(path)) > 1:
-            raise ValueError(f"{path} is named twice: what is read and each file that is written must differ")
-    if args.plot and not args.plot.lower().endswith(".png"):
-        raise ValueError(f"{args.plot} cannot be drawn: the picture is a PNG, and its name must end in .png")
-    pyplot = import_pyplot() if args.plot else None
-    given = {name: value for name, value in vars(args).items() if name in HYPERPARAMETERS}
-    settings, state = {name: default for name, (default, _) in HYPERPARAMETERS.items()}, None
-    if args.resume:
-        _, state, about = load_checkpoint(args.checkpoint)
-        settings = about["settings"]
-        for name in sorted(given.keys() - {"epochs"}):
-            if given[name] != settings[name]:
-                raise ValueError(
-                    f"{args.checkpoint} was trained with {name} {settings[name]}, not {given[name]}"
-                )
-    elif given.get("normalise") == "range":
-        settings["learning_rate"] = RANGE_RATE
-    settings = {**settings, **given}
-    require_sizes(epochs=settings["epochs"], batch_size=settings["batch_size"])
-    device = pick_device(args.device, settings)
-
-    prices = load_prices(args.prices, settings["column"], settings["every"])
-    names = ("seq_length", "val_fraction", "test_fraction", "normalise")
-    train_set, val_set, test_set = split(prices, **{name: settings[name] for name in names})
-    seen = len(prices) - len(test_set)
-    now = {"settings": settings, "scale": train_set.scale, "rows": len(prices), "seen": seen}
-    now["mark"] = zlib.crc32(prices[:seen].tobytes())
-    if args.resume and any(now[name] != about[name] for name in ("rows", "mark")):
+def train_command(args, model, about):
+    """Train on a file of prices, saving a checkpoint after every epoch, and test on the last part of it."""
+    files = [args.prices, args.checkpoint, f"{args.checkpoint}.old", *filter(None, (args.log, args.plot))]
+    if len(set(map(os.path.realpath, files))) < len(files):
+        raise ValueError(f"each of these must be a file of its own: {', '.join(files)}")
+    prices = load_prices(args.prices, args.column, args.every)
+    parts = split(prices, args.seq_length, args.val_fraction, args.test_fraction, args.normalise)
+    seen = len(prices) - len(parts[2])
+    rest = {"scale": parts[0].scale, "seen": seen, "checksum": zlib.crc32(prices[:seen].tobytes())}
+    if about and rest != {name: getattr(about, name) for name in rest}:
         raise ValueError(f"{args.checkpoint} was trained on other prices than those of {args.prices}")
-    torch.manual_seed(settings["seed"])
-    model = RNN(settings["hidden_size"], settings["num_layers"]).to(device)
+    rest["settings"] = {name: getattr(args, name) for name in SETTINGS}
+    torch.manual_seed(args.seed)
+    model = RNN(args.hidden_size, args.num_layers).to(args.device)
+    new = {"model": model.state_dict(), "history": {"train_loss": [], "val_loss": []}}
+    state = about.state if about else new
+    naive = [evaluate(Naive(), batches(part, 1024))[0] or math.nan for part in parts]
+    done = len(state["history"]["val_loss"])
+    finished = about and done >= args.epochs
+    fresh, old = not about, not about and os.path.exists(args.checkpoint)
 
-    print(f"{Path(args.prices).name}: {len(prices):,} prices")
-    print(
-        f"training on the first {seen - len(val_set):,}, validation on {len(val_set):,}, test on {len(test_set):,}"
-    )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{settings['hidden_size']} hidden units, {parameters:,} parameters, on {device}")
-    if args.resume:
-        print(f"going on with {args.checkpoint} after epoch {len(state['history']['val_loss'])}")
-    else:
-        if os.path.exists(args.checkpoint):
-            write_whole(f"{args.checkpoint}.old", Path(args.checkpoint).read_bytes())
-            print(f"{args.checkpoint} was there already: kept as {args.checkpoint}.old")
-        says = (
-            "the last price" if settings["normalise"] == "window" else "in the middle of the training range"
-        )
-        loss, _ = evaluate(model, val_set)
-        print(f"before training it says that the next price is {says}: validation loss {loss:.6f}")
-    print(flush=True)
-
-    progress = Progress(settings["epochs"])
+    def save(state, trial=False):
+        nonlocal fresh
+        save_checkpoint(args.checkpoint, state, rest, keep_old=fresh, trial=trial)
+        rows = list(zip(itertools.count(1), *state["history"].values()))
+        if args.log:
+            log = "\n".join(["epoch,train_loss,val_loss", *(",".join(map(str, row)) for row in rows), ""])
+            write_whole(args.log, log.encode(), trial=trial)
+        fresh = fresh and trial
+        return rows
 
     def report(state):
-        progress(state["history"])
-        save_checkpoint(args.checkpoint, state, now)
-        if args.log:
-            write_log(args.log, state["history"])
+        epoch, train_loss, val_loss = save(state)[-1]
+        if epoch == args.epochs or epoch % math.ceil(args.epochs / 12) == 0:  # about a dozen rows
+            print(f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{val_loss / naive[1]:>15.4f}", flush=True)
 
-    stop = []  # signals that came in
-
-    def finish(number, _):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        print("\nfinishing the epoch under way; once more ends at once", flush=True)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, finish)
-    names = ("epochs", "batch_size", "learning_rate", "weight_decay")
-    sizes = {name: settings[name] for name in names}
-    history = train(model, train_set, val_set, **sizes, report=report, state=state, stop=stop)
-    if stop and not history["val_loss"]:
-        print("stopped before the first epoch: nothing is saved", flush=True)
-        return 128 + stop[0]
-    if stop:
-        files = [f"--{name}={path}" for name, path in (("log", args.log), ("plot", args.plot)) if path]
-        command = shlex.join(
-            [sys.argv[0], "train", args.prices, "--checkpoint", args.checkpoint, *files, "--resume"]
-        )
-        print(f"\nstopped after epoch {len(history['val_loss'])}; to go on:  python {command}", flush=True)
-        return 128 + stop[0]
-
-    if args.log:
-        write_log(args.log, history)
-    print(f"\nvalidation loss {min(history['val_loss']):.6f}, the best of the run")
-    print_test(model, test_set, NEVER_SEEN)
-    print_forecast(model, prices, 1, now)
-    if pyplot:
-        plot(pyplot, args.plot, model, test_set, history)
-        print(f"prices and loss curves in {args.plot}")
-    print(
-        "try next: --plot prices.png to see it, other values of --seed to tell skill from luck, prices of your own"
-    )
-    command = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
-    print(f"saved in {args.checkpoint}; for more prices:  python {command}")
-    return 0
-
-
-def pick_device(name, settings):
-    """The torch device to train on. auto takes CUDA where a step has work enough to outweigh its launch.
-
-    Where it has not, a second CPU thread would not help either, and would wait for the first on a busy machine.
-    """
-    enough = settings["batch_size"] * settings["hidden_size"] >= 1 << 14
-    if not enough:
-        torch.set_num_threads(1)
-    if name == "auto":
-        name = "cuda" if enough and torch.cuda.is_available() else "cpu"
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name}")
-    if (name == "cuda" and not torch.cuda.is_available()) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ValueError(f"device {name} is not available here")
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # without it, cuDNN's RNN may differ from run to run
-    return torch.device(name)
+    save(state, trial=not finished)  # what cannot be written shows now, and not after training
+    if args.plot:
+        write_whole(args.plot, picture_of(model, parts[2], state["history"], naive, args.plot), trial=True)
+    sizes = "{:,} to train on, {:,} to validate, {:,} to test".format(*map(len, parts))
+    print(f"{Path(args.prices).name}, {len(prices):,} values of {args.column}; {sizes}\n")
+    header = f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
+    print(f"already at {done} of {args.epochs} epochs" if finished else header, flush=True)
+    loaders = batches(parts[0], args.batch_size, shuffle=True), batches(parts[1], 1024)
+    options = args.epochs, args.learning_rate, args.weight_decay, report, about and state
+    try:
+        history = train(model, *loaders, *options)
+    except KeyboardInterrupt:
+        again = sys.argv if fresh or args.resume else [*sys.argv, "--resume"]
+        print(f"\nstopped; to {'start again' if fresh else 'go on'}:  python {shlex.join(again)}")
+        raise
+    print_test(model, parts[2], f"values never seen, by epoch {np.argmin(history['val_loss']) + 1}")
+    print(f"\nlast value {prices[-1]:,.7g}; next: {forecast(model, parts[2])[0]:,.7g}")
+    if args.plot:
+        write_whole(args.plot, picture_of(model, parts[2], history, naive, args.plot))
+    print(f"\nsaved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}")
+    more = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
+    print(f"for more values:  python {more}")
 
 
 def print_test(model, test_set, title):
-    """A table of the test figures, the naive forecast beside the model, and what it comes to in plain words."""
-    figures = test(model, test_set)
-    changes = np.abs(np.diff(test_set.prices[test_set.seq_length - 1 :]))
-    u, digits = figures["theil_u"], max(2, 3 - math.floor(math.log10(figures["naive_rmse"])))
-    print(f"\n{f'test on {len(test_set):,} {title}':<34}{'model':>12}{'naive':>12}")
-    print(
-        f"{'root mean square error':<34}{figures['rmse']:>12,.{digits}f}{figures['naive_rmse']:>12,.{digits}f}"
-    )
-    print(f"{'mean absolute error':<34}{figures['mae']:>12,.{digits}f}{changes.mean():>12,.{digits}f}")
-    print(f"{'moves with the right sign':<34}{figures['direction']:>12.1%}{'-':>12}")
-    name = "Theil's U"
-    print(f"{name:<34}{u:>12.4f}{1:>12.4f}\n")
-    if round(u, 4) < 1:
-        print(f"The model's error is {1 - u:.2%} below that of saying that the next price is the last price.")
+    """Print the figures of a test, the naive forecast's beside them, and what they come to in plain words."""
+    figures, naive = test(model, test_set), test(Naive(), test_set)
+    u, t = figures["theil_u"], figures["t"]
+    digits = max(2, 3 - math.floor(math.log10(naive["rmse"])))
+    print(f"\n{f'test on {len(test_set):,} {title}':<42}{'model':>12}{'naive':>12}")
+    print(f"{'root mean square error':<42}{figures['rmse']:>12,.{digits}f}{naive['rmse']:>12,.{digits}f}")
+    print(f"{'mean absolute error':<42}{figures['mae']:>12,.{digits}f}{naive['mae']:>12,.{digits}f}")
+    print(f"{'Theil U, the ratio of the first':<42}{u:>12.4f}{1:>12.4f}")
+    print(f"{'moves with the right sign':<42}{figures['direction']:>12.1%}")
+    print(f"{'Diebold-Mariano t':<42}{t:>12.2f}\n")
+    if abs(t) > 2:
+        word, change = ("Better", "smaller") if t > 0 else ("Worse", "larger")
+        print(f"{word} than naming the last value: the root mean square error is {abs(1 - u):.1%} {change}.")
     else:
-        print(
-            "The model does not beat the naive forecast: saying that the next price is the last price is as good."
-        )
+        print("No evidence of skill: chance explains the difference from naming the last value.")
 
 
-def print_forecast(model, prices, steps, about):
-    """The last price, and those that the model expects after it, one a line."""
-    settings = about["settings"]
-    following = forecast(model, prices, steps, settings["seq_length"], settings["normalise"], about["scale"])
-    print(f"\nlast price {prices[-1]:,.7g}; next:" + "".join(f"\n{price:,.7g}" for price in following))
+def picture_of(model, test_set, history, naive, path):
+    """The test part, and the losses as shares of the naive forecast's, as the bytes of a picture."""
+    from matplotlib.figure import Figure
 
-
-def write_log(path, history):
-    """Write the losses of every epoch as CSV."""
-    file = io.StringIO()
-    rows = zip(itertools.count(1), history["train_loss"], history["val_loss"])
-    csv.writer(file).writerows([("epoch", *history), *rows])
-    write_whole(path, file.getvalue().encode())
-
-
-def import_pyplot():
-    """matplotlib.pyplot, drawing to files; raises ValueError that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("--plot needs matplotlib:  pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def plot(pyplot, path, model, test_set, history):
-    """Draw the test part's prices, true, predicted and naive, and under them the two loss curves."""
-    T = test_set.seq_length
-    predicted = test_set.to_price(evaluate(model, test_set)[1][:, 0], np.arange(len(test_set)))
-    figure, (prices, losses) = pyplot.subplots(2, figsize=(9, 9), height_ratios=(2, 1), layout="constrained")
-    prices.plot(test_set.prices[T:], label="true", linewidth=2)
-    prices.plot(predicted, label="predicted")
-    prices.plot(test_set.prices[T - 1 : -1], ":", label="naive: the last price")
-    prices.set(xlabel="row of the test part", ylabel="price")
-    for name, label in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(range(1, len(history[name]) + 1), history[name], label=label)
-    losses.set(xlabel="epoch", ylabel="mean squared error")
-    for axes in (prices, losses):
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    top, bottom = figure.subplots(2, height_ratios=(2, 1))
+    top.plot(test_set.prices[test_set.seq_length :], label="true", linewidth=2)
+    top.plot(predict(model, test_set), label="predicted")
+    top.plot(predict(Naive(), test_set), ":", label="naive: the last value")
+    top.set(xlabel="row of the test part", ylabel="value")
+    for label, losses, loss in zip(("training", "validation"), history.values(), naive):
+        bottom.plot(range(1, len(losses) + 1), np.array(losses) / loss, label=label)
+    bottom.axhline(1, color="black", linestyle=":", label="naive")
+    bottom.set(xlabel="epoch", ylabel="loss / loss of the naive forecast")
+    for axes in (top, bottom):
         axes.legend()
         axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_whole(path, picture.getvalue())
+    figure.savefig(picture := io.BytesIO(), format=Path(path).suffix[1:] or "png")
+    return picture.getvalue()
 
 
-def test_command(args):
-    """Test a checkpoint on all prices in a file that it was not trained on."""
-    model, prices, about = open_both(args)
-    settings, seen, title = about["settings"], about["seen"], "prices"
-    if len(prices) > seen and zlib.crc32(prices[:seen].tobytes()) == about["mark"]:
-        print(
-            f"{args.prices} begins with the {seen:,} prices of training and validation: the rest is the test"
-        )
-        prices = prices[seen - settings["seq_length"] :]
-        title = NEVER_SEEN
-    print_test(
-        model, StockDataset(prices, settings["seq_length"], settings["normalise"], about["scale"]), title
-    )
-    return 0
+def test_command(args, model, about):
+    """Test a checkpoint on all prices of a file that it was not trained on."""
+    prices, title = load_prices(args.prices, args.column, args.every), "values"
+    if len(prices) > about.seen and zlib.crc32(prices[: about.seen].tobytes()) == about.checksum:
+        print(f"{args.prices} begins with the {about.seen:,} values of the training: the rest is the test")
+        prices, title = prices[about.seen - args.seq_length :], "values never seen"
+    print_test(model, StockDataset(prices, args.seq_length, args.normalise, about.scale), title)
 
 
-def predict_command(args):
-    """Print the prices that a checkpoint expects after the last row of a file."""
-    model, prices, about = open_both(args)
-    print_forecast(model, prices, args.steps, about)
-    return 0
-
-
-def open_both(args):
-    """The model of a checkpoint, the prices of a file, and what the checkpoint was saved about."""
-    model, _, about = load_checkpoint(args.checkpoint)
-    given = {name: getattr(args, name, about["settings"][name]) for name in ("column", "every")}
-    return model, load_prices(args.prices, **given), about
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see  python {self.prog} --help\n")
+def predict_command(args, model, about):
+    """Print the prices that a checkpoint expects after the last row of a file, one a line."""
+    prices = load_prices(args.prices, args.column, args.every)
+    dataset = StockDataset(prices, args.seq_length, args.normalise, about.scale)
+    print(f"last value {prices[-1]:,.7g}; next:")
+    print(*(f"{price:,.7g}" for price in forecast(model, dataset, args.steps)), sep="\n")
 
 
 def parse(argv):
-    """The arguments of the command line; without a command, those of train."""
-    parser = Parser(
-        prog="stock_rnn.py",
-        description="Next-price prediction with a recurrent neural network in torch.",
-        epilog="What can be set is listed by:  python stock_rnn.py train --help",
-    )
-    commands = parser.add_subparsers(title="commands", metavar="{train,test,predict}", required=True)
-
-    def add(command, name, default=""):
-        value, what = HYPERPARAMETERS[name]
-        command.add_argument(
-            "--" + name.replace("_", "-"),
-            type=type(value),
-            default=argparse.SUPPRESS,
-            metavar={int: "N", float: "X", str: "NAME"}[type(value)],
-            help=f"{what} (default: {default or value})",
-        )
-
-    train = commands.add_parser("train", help="learn from a file of prices (the command when none is given)")
+    """The arguments of the command line, and the model and the rest of the checkpoint, if it reads one."""
+    parser = argparse.ArgumentParser(prog="stock_rnn.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(title="commands", required=True)
+    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    train = commands.add_parser("train", help="learn from prices (also without a command)", **formatter)
     train.set_defaults(run=train_command)
-    train.add_argument("prices", nargs="?", default=str(DATA), help="CSV file (default: data/btcusd_20h.csv)")
-    for name in HYPERPARAMETERS:
-        add(train, name)
-    train.add_argument(
-        "--device", default="auto", metavar="NAME", help=f"one of {', '.join(DEVICES)} (default: %(default)s)"
-    )
-    train.add_argument(
-        "--checkpoint", default=CHECKPOINT, metavar="FILE", help="where to save (default: %(default)s)"
-    )
-    train.add_argument(
-        "--resume", action="store_true", help="go on exactly where the checkpoint was saved last"
-    )
-    train.add_argument("--log", metavar="CSV", help="write epoch, train_loss, val_loss to this file")
-    train.add_argument(
-        "--plot", metavar="PNG", help="draw the prices and loss curves in this file (needs matplotlib)"
-    )
-
-    test = commands.add_parser("test", help="how good a trained model is on a file of prices")
+    train.add_argument("prices", nargs="?", default=DATA, help="CSV file")
+    train.add_argument("--column", default="open", help="column of the prices in the file")
+    train.add_argument("--every", type=int, default=1, help="take every n-th row, from the oldest on")
+    train.add_argument("--normalise", default="window", help="window or range: see StockDataset")
+    train.add_argument("--hidden-size", type=int, default=16, help="hidden units")
+    train.add_argument("--num-layers", type=int, default=1, help="hidden layers")
+    train.add_argument("--seq-length", type=int, default=20, help="prices in a window")
+    train.add_argument("--batch-size", type=int, default=32, help="windows in a batch")
+    train.add_argument("--learning-rate", type=float, default=3e-4, help="learning rate of AdamW")
+    train.add_argument("--weight-decay", type=float, default=0.1, help="pull of the weights to zero")
+    train.add_argument("--epochs", type=int, default=60, help="passes over the training part")
+    train.add_argument("--val-fraction", type=float, default=0.15, help="share of the prices to validate")
+    train.add_argument("--test-fraction", type=float, default=0.15, help="share of the prices to test")
+    train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
+    train.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, mps")
+    train.add_argument("--checkpoint", default="stock_rnn.pt", help="file to save in")
+    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
+    train.add_argument("--log", metavar="CSV", help="file for the losses, a line for each epoch")
+    train.add_argument("--plot", metavar="PNG", help="file for a picture of the test (needs matplotlib)")
+    test = commands.add_parser("test", help="measure how well a trained model predicts other prices")
     test.set_defaults(run=test_command)
-    predict = commands.add_parser("predict", help="the prices after the last row taken from a file")
+    predict = commands.add_parser("predict", help="predict the prices after the last row", **formatter)
     predict.set_defaults(run=predict_command)
+    predict.add_argument("--steps", type=int, default=1, help="prices to predict")
     for command in (test, predict):
-        command.add_argument("checkpoint", help="checkpoint to read")
+        command.add_argument("checkpoint", help="checkpoint of a trained model")
         command.add_argument("prices", help="CSV file")
-        for name in ("column", "every"):
-            add(command, name, "as in training")
-    predict.add_argument(
-        "--steps", type=int, default=1, metavar="N", help="prices to predict (default: %(default)s)"
-    )
-
-    if not argv or argv[0] not in ("train", "test", "predict", "-h", "--help"):
+        command.add_argument("--column", help="column of the prices (default: as in training)")
+        command.add_argument("--every", type=int, help="take every n-th row (default: as in training)")
+    if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
+        if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
+            parser.error(f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file")
         argv = ["train", *argv]
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.run is train_command and not args.resume:
+        return args, None, None
+    model, about = load_checkpoint(args.checkpoint)
+    saved = {name: about.settings[name] for name in SETTINGS}
+    commands.choices[argv[0]].set_defaults(**saved)  # on the subparser: argparse ignores them on the parent
+    args = parser.parse_args(argv)
+    for name in saved.keys() - {"epochs"} if args.run is train_command else ():
+        if (given := getattr(args, name)) != saved[name]:
+            raise ValueError(f"{args.checkpoint} was trained with {name} {saved[name]}, not {given}")
+    return args, model, about
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 0, 2 for a mistake told in one line, 130 or 143 when stopped."""
+    """Run the command line; returns the exit status: 2 for a mistake, told in one line, 130 for Ctrl-C."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (a closed one is None)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        require_torch()
-        return args.run(args)
+        args, model, about = parse(sys.argv[1:] if argv is None else argv)
+        return args.run(args, model, about) or 0
     except KeyboardInterrupt:
         return 130
-    except (
-        ValueError,
-        OSError,
-        ArithmeticError,
-        MemoryError,
-        RuntimeError,
-    ) as error:  # torch's own are RuntimeErrors
-        text = (
-            f"{error.filename}: {error.strerror}"
-            if isinstance(error, OSError) and error.filename
-            else str(error)
-        )
-        text = " ".join(text.split())
-        print(f"stock_rnn.py: error: {text}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, ImportError, csv.Error, RuntimeError, AssertionError) as error:
+        print(f"stock_rnn.py: error: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr)
         return 2
 
 
