@@ -90,10 +90,10 @@ class InFolder(unittest.TestCase):
                 status = end.code
         return status, out.getvalue(), err.getvalue()
 
-    def start(self, *args, row=None, script=SCRIPT, **options):
+    def start(self, *args, row=None, script=(SCRIPT,), **options):
         """A real process under way that has printed a row, if one is named by its iteration."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([sys.executable, script, *args], **pipes, **options)
+        process = subprocess.Popen([sys.executable, *script, *args], **pipes, **options)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         if row:
@@ -118,7 +118,7 @@ class InFolder(unittest.TestCase):
         rnn, about = load_checkpoint(path)
         rnn.seconds = about.seconds = 0
         rnn.history = [(iteration, *losses) for iteration, _, *losses in rnn.history]
-        return pickle.dumps((rnn, about))
+        return hash(pickle.dumps((rnn, about)))
 
     def refuse(self, *args, saying, run=None):
         """The command ends with status 2, in a line with `saying` in it, and no file is changed."""
@@ -360,18 +360,17 @@ class TestSystem(InFolder):
         self.train("--max-iters=100")
         limit = Path("char_rnn.npz").stat().st_size // 2  # no file may grow past half a checkpoint
         full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-        ordinary = partial(os.setuid, os.geteuid() or 65534)  # root may write anywhere
-        alone = self.write("alone.py", Path(SCRIPT).read_bytes())
+        as_user = (  # root may write anywhere: it becomes an ordinary user once a command has imported all
+            "import os, sys, char_rnn; char_rnn.main(['test', 'char_rnn.npz', 'text.txt']); print('after')\n"
+            "os.geteuid() or os.setuid(65534); sys.exit(char_rnn.main(sys.argv[1:]))"
+        )
         self.addCleanup(os.chmod, ".", 0o755)
-        for mode, prepare in ((0o755, full), (0o555, ordinary)):
+        for mode, options in ((0o755, {"preexec_fn": full}), (0o555, {"script": ("-c", as_user)})):
             os.chmod(".", mode)
-            run = partial(self.real, script=alone, preexec_fn=prepare)
             for args in ([], ["--resume", "--max-iters=9000"]):
-                try:
-                    out = self.refuse(*self.flags, *args, saying="npz cannot be written", run=run)
-                    self.assertEqual(out, "")
-                except (PermissionError, subprocess.SubprocessError):
-                    self.skipTest("full disk tested; the interpreter cannot be run as another user than root")
+                run = partial(self.real, env={**os.environ, "PYTHONPATH": str(HERE)}, **options)
+                out = self.refuse(*self.flags, *args, saying="npz cannot be written", run=run)
+                self.assertEqual(out.rpartition("after\n")[2], "")
 
 
 class TestCommandLine(InFolder):
@@ -458,7 +457,7 @@ class TestCommandLine(InFolder):
     def test_the_script_works_alone_in_a_folder_with_a_start_from_a_flag_a_file_or_standard_input(self):
         start, options = "The owl\nsaid", ["sample", "--seed=3", "--length=30"]
         alone = self.write("alone.py", Path(SCRIPT).read_bytes())
-        run = partial(self.real, script=alone, stdin=subprocess.PIPE, given=start)
+        run = partial(self.real, script=(alone,), stdin=subprocess.PIPE, given=start)
         self.succeed(*self.flags, "--max-iters=5", run=run)
         out = self.succeed(*options, "--start", start)
         self.assertTrue(out.startswith(start) and len(out) == len(start) + 30 + 1)
@@ -539,14 +538,16 @@ class TestCommandLine(InFolder):
             for command in commands:
                 self.refuse(*command.split(), saying=saying)
 
-    def test_python_snippets_about_char_rnn_run_as_written(self):
+    def test_python_snippets_about_char_rnn_run_as_written_and_print_what_stands_below_them(self):
         readme = (HERE / "README.md").read_text(encoding="utf-8")
-        snippets = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        snippets = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", readme, re.DOTALL)
         self.write("char_rnn.py", Path(SCRIPT).read_bytes())
         Path("data").symlink_to(HERE / "data")
-        self.assertIn("char_rnn", "".join(snippets))
-        for snippet in filter(re.compile("char_rnn").search, snippets):
-            self.succeed(snippet, run=partial(self.real, script="-c"))
+        snippets = [(code, printed) for code, printed in snippets if "char_rnn" in code]
+        self.assertTrue(any(printed for _, printed in snippets))
+        for code, printed in snippets:
+            out = self.succeed(code, run=partial(self.real, script=("-c",)))
+            self.assertIn(printed, (out, ""))
 
 
 def peers(rnn):
