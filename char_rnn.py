@@ -12,9 +12,8 @@
 
 One hidden layer reads a text character by character (x_t) and says how likely each next one is (y_t):
 
-    a_t = tanh(Waa a_{t-1} + Wax x_t + ba)
-    z_t = Wya a_t + by
-    y_t = softmax(z_t)
+    a_t = tanh(n_t)       n_t = Waa a_{t-1} + Wax x_t + ba
+    y_t = softmax(z_t)    z_t = Wya a_t + by
     L   = - sum over t of log y_t[target_t]
 
 Shapes, everywhere below: T steps, B streams read side by side, H hidden units, V distinct characters.
@@ -36,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
-np.empty(31 << 20, np.uint8)  # raises glibc's mmap threshold: freed arrays are reused, up to 1.9x faster
+np.empty(31 << 20, np.uint8)  # makes Linux keep freed memory for the next arrays: up to 1.9x faster
 
 # ------------------------------------------------------------------------------------------------------------
 # Data: from a text file to batches of character indices
@@ -46,7 +45,7 @@ class DataReader:
     """Reads a UTF-8 text and deals it out as batches of character indices.
 
     chars are the V distinct characters, sorted. The last val_fraction of the text is held out in val_ids
-    (nothing of a text too short for that). The rest is cut into batch_size stretches of equal length, the
+    (none if the text is too short). The rest is cut into batch_size stretches of equal length, the
     streams; all are read at the same time, each from its start to its end, seq_length characters a batch.
     Raises ValueError for a text that is not UTF-8, has fewer than 2 distinct characters, or is too short.
     """
@@ -66,7 +65,7 @@ class DataReader:
             remedy = f"--batch-size {fits}" if fits else f"--batch-size 1 --seq-length {len(text) - 1}"
             raise ValueError(f"{path} has {len(text)} characters, but {needed} are needed: try {remedy}")
         ids = encode(text, self.chars)
-        self.checksum = zlib.crc32(ids, zlib.crc32("".join(self.chars).encode()))
+        self.checksum = zlib.crc32(ids, zlib.crc32("".join(self.chars).encode()))  # to know the text again
         held_out = int(len(ids) * val_fraction)
         if held_out < 2 or len(ids) - held_out < needed:
             held_out = 0
@@ -109,11 +108,11 @@ def encode(text, chars):
     return ids
 
 
-def side_by_side(ids, streams, multiple=1):
+def side_by_side(ids, streams, seq_length=1):
     """Inputs and targets, each (steps, streams): a text in equal stretches, and the same shifted by one."""
-    steps = (len(ids) - 1) // (streams * multiple) * multiple
+    steps = (len(ids) - 1) // (streams * seq_length) * seq_length  # whole batches only: the rest is dropped
     inputs, targets = ids[: streams * steps], ids[1 : streams * steps + 1]
-    return inputs.reshape(streams, steps).T, targets.reshape(streams, steps).T
+    return inputs.reshape(streams, steps).T, targets.reshape(streams, steps).T  # a column is a stream
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -122,7 +121,7 @@ def side_by_side(ids, streams, multiple=1):
 
 def softmax(x, axis=-1):
     """exp(x_i) / sum over j of exp(x_j) along an axis; the maximum is subtracted first, against overflow."""
-    x = np.multiply(x, 1.0)  # lists and integers become an array of floats
+    x = np.asarray(x) * 1.0  # lists and integers become an array of floats
     exp = np.exp(x - x.max(axis=axis, keepdims=True))
     return exp / exp.sum(axis=axis, keepdims=True)
 
@@ -143,7 +142,7 @@ def adagrad(g, m, v, t, learning_rate, epsilon=1e-10):
 
 
 def sgd(g, m, v, t, learning_rate):
-    """A step of stochastic gradient descent, which needs no moments."""
+    """A step of stochastic gradient descent, which does not use m, v and t."""
     return learning_rate * g, m, v
 
 
@@ -159,7 +158,7 @@ class RNN:
     Parameters: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,), by (V,). After training, losses has the loss of
     every iteration, history a row [iteration, seconds, training loss, validation loss] for every report, in
     nats per character, and best a copy of the parameters with the lowest validation loss, best_loss.
-    Take dtype=np.float64 to check gradients. Raises ValueError for sizes, rates and names that cannot be.
+    Take dtype=np.float64 to check gradients. Raises ValueError for invalid sizes, rates and names.
     """
 
     def __init__(
@@ -171,11 +170,11 @@ class RNN:
             raise ValueError(f"learning_rate must be a positive number, not {learning_rate}")
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
-        H, V = self.hidden_size, self.vocab_size = hidden_size, vocab_size
+        self.hidden_size, self.vocab_size = H, V = hidden_size, vocab_size
         self.seq_length, self.learning_rate = seq_length, learning_rate
         self.optimizer, self.dtype = optimizer, np.dtype(dtype)
 
-        # An orthogonal Waa neither stretches nor shrinks the hidden state; the biases start at zero.
+        # Waa is orthogonal, the Q of QR: it keeps the length of a. Wya / sqrt(H): z has variance 1 at most.
         rng = np.random.default_rng(seed)
         self.Wax = rng.standard_normal((H, V)).astype(dtype)
         self.Waa = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(dtype)
@@ -186,12 +185,12 @@ class RNN:
         self.v = {name: np.zeros_like(w) for name, w in self.parameters().items()}
         self.a_prev = np.zeros((0, H), dtype)  # no stream has been read yet
         self.iteration, self.seconds = 0, 0.0
-        self.guessing = math.log(V)  # the loss of saying that all characters are equally likely
+        self.guessing = math.log(V)  # the loss when all characters are equally likely
         self.smooth_loss = seq_length * self.guessing
         self.losses, self.history, self.best, self.best_loss = [], [], {}, math.inf
 
     def parameters(self):
-        """The five parameters by name: a dict of the very arrays, no copies."""
+        """A dict of the five parameters by name: the arrays themselves, not copies."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
     def forward(self, inputs, a_prev):
@@ -206,7 +205,7 @@ class RNN:
         a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
         a[0] = a_prev
         from_x = (self.Wax.T + self.ba).take(inputs, axis=0)  # x_t is one-hot: Wax x_t is a column of Wax
-        Waa_T = self.Waa.T  # a row of a is a stream, so Waa a_{t-1} is a[t] Waa'; dot starts faster than @
+        Waa_T = self.Waa.T  # each row of a[t] is the a of one stream: hence the transpose; dot is a fast @
         for t in range(len(inputs)):
             np.tanh(a[t].dot(Waa_T) + from_x[t], out=a[t + 1])
         z = a[1:].reshape(-1, self.hidden_size) @ self.Wya.T + self.by
@@ -214,42 +213,42 @@ class RNN:
 
     def loss(self, y_pred, targets):
         """The cross-entropy L = - sum over t of log y_t[target_t], in nats; the mean over streams."""
-        streams, targets = np.size(targets[0]), np.ravel(targets)
-        y_target = np.reshape(y_pred, (-1, self.vocab_size))[np.arange(len(targets)), targets]
-        smallest = np.finfo(self.dtype).tiny  # the log of a probability that was rounded to 0 is finite
+        streams, ixs = np.size(targets[0]), np.ravel(targets)
+        y_target = np.reshape(y_pred, (-1, self.vocab_size))[np.arange(len(ixs)), ixs]  # row i, column ixs[i]
+        smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
         return float(-np.log(np.maximum(y_target, smallest)).sum()) / streams
 
     def backward(self, inputs, a, y_pred, targets):
         """The gradients of loss by backpropagation through time: a dict with one array per parameter.
 
-            dz_t = (y_t - onehot(target_t)) / B           through the cross-entropy and the softmax
+            dz_t = (y_t - onehot(target_t)) / B           -1/y_t[target_t] times the slope of the softmax
             da_t = Wya' dz_t + Waa' dn_{t+1}              from this step's output and from the step after
             dn_t = (1 - a_t^2) da_t                       through the tanh
             dWya = sum dz_t a_t'      dby = sum dz_t
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
 
-        n_t is what the tanh is taken of. Only dn_t, from dn_{t+1}, goes step by step; each sum over steps and
-        streams is one matrix product.
+        dx means dL/dx, ' is the transpose, and a_t = tanh(n_t). Only dn_t needs a loop, from the last step to
+        the first; each sum over steps and streams is one matrix product.
         """
         a, H, streams = np.asarray(a), self.hidden_size, np.size(targets[0])
         dz = (np.reshape(y_pred, (-1, self.vocab_size)) - self.one_hot(targets)) / streams
         from_z = (dz @ self.Wya).reshape(a[1:].shape)
         slope = 1 - a[1:] ** 2
-        dn = np.zeros(a.shape, self.dtype)  # one step longer: nothing comes back from after the last step
+        dn = np.zeros(a.shape, self.dtype)  # one step longer: after the last step it is 0
         for t in reversed(range(len(slope))):
             dn[t] = (dn[t + 1].dot(self.Waa) + from_z[t]) * slope[t]
 
-        dn, a_before, a = dn[:-1].reshape(-1, H), a[:-1].reshape(-1, H), a[1:].reshape(-1, H)
+        dn, a_before, a_now = dn[:-1].reshape(-1, H), a[:-1].reshape(-1, H), a[1:].reshape(-1, H)  # (T B, H)
         return {
             "Wax": dn.T @ self.one_hot(inputs),
             "Waa": dn.T @ a_before,
-            "Wya": dz.T @ a,
+            "Wya": dz.T @ a_now,
             "ba": dn.sum(axis=0),
             "by": dz.sum(axis=0),
         }
 
     def one_hot(self, indices):
-        """A row for each index, all zeros but for a single 1: (T B, V)."""
+        """A row for each index, with a 1 in that column and 0 elsewhere: (T B, V)."""
         return (np.arange(self.vocab_size) == np.reshape(indices, (-1, 1))).astype(self.dtype)
 
     def update(self, grads, scale=1.0):
@@ -257,9 +256,9 @@ class RNN:
         self.iteration += 1
         rule, rate = OPTIMIZERS[self.optimizer], self.learning_rate * scale
         for name, parameter in self.parameters().items():
-            g = grads[name].clip(-5, 5)
+            g = grads[name].clip(-5, 5)  # against exploding gradients
             step, self.m[name], self.v[name] = rule(g, self.m[name], self.v[name], self.iteration, rate)
-            parameter -= step
+            parameter -= step  # in place: this changes self.Wax and so on
 
     def schedule(self, max_iters):
         """The share of learning_rate for the next update: a linear warm-up to 1, then a cosine decay to 0."""
@@ -270,13 +269,13 @@ class RNN:
         """True after max_iters iterations in all, or when the smooth loss has fallen to threshold."""
         return self.iteration >= max_iters or self.smooth_loss <= threshold
 
-    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite gets a message of its own
+    @np.errstate(over="ignore", invalid="ignore")  # train itself reports a loss that is not finite
     def train(self, data_reader, max_iters=2500, threshold=0.0, report=None):
         """The hand-out's nine steps; returns the loss of every iteration so far, summed over steps.
 
         At iteration 0, at every 500th and at the last it validates, and calls report(self), which by default
         prints a row with a sample. At the end it takes the parameters that were best on validation.
-        Raises ValueError for a reader of other sizes, and when the loss is no longer finite.
+        Raises ValueError if the reader does not fit the model, and if the loss is not finite.
         """
         sizes, expected = (data_reader.vocab_size, data_reader.seq_length), (self.vocab_size, self.seq_length)
         if sizes != expected:
@@ -285,7 +284,7 @@ class RNN:
         zeros = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
         if self.a_prev.shape != zeros.shape:
             self.a_prev = zeros
-        data_reader.position = self.iteration * self.seq_length % len(data_reader.inputs)  # for this model
+        data_reader.position = self.iteration * self.seq_length % len(data_reader.inputs)  # where it was
         started = time.perf_counter() - self.seconds
         if self.ended(max_iters, threshold):
             print(
@@ -304,8 +303,8 @@ class RNN:
                 found = f"the loss is {loss} at iteration {self.iteration + 1}"
                 raise ValueError(f"{found}: try a learning rate below {self.learning_rate:g}")
             grads = self.backward(inputs, a, y_pred, targets)  # step 4
-            self.update(grads, self.schedule(max_iters))  # step 5
-            self.losses.append(loss)  # step 6
+            self.update(grads, self.schedule(max_iters))  # step 5, by Adam
+            self.losses.append(loss)  # step 6: the loss of step 3
             self.smooth_loss += 0.01 * (loss - self.smooth_loss)
             self.a_prev = a[-1]  # step 7
             if self.iteration % 500 == 0 or self.ended(max_iters, threshold):  # step 8
@@ -325,7 +324,7 @@ class RNN:
             self.best, self.best_loss = {name: w.copy() for name, w in self.parameters().items()}, val_loss
 
     def use_best(self):
-        """Take the parameters that were best on validation, where there was one."""
+        """Replace the parameters by those that were best on validation, if any."""
         for name, parameter in self.best.items():
             setattr(self, name, parameter.copy())
 
@@ -341,30 +340,30 @@ class RNN:
         nats, a_prev = 0.0, np.zeros((streams, self.hidden_size), self.dtype)
         for start in range(0, len(inputs), 100):  # piece by piece, to save memory
             a, y_pred = self.forward(inputs[start : start + 100], a_prev)
-            nats += self.loss(y_pred, targets[start : start + 100])
+            nats += self.loss(y_pred, targets[start : start + 100])  # summed over steps, the mean of streams
             a_prev = a[-1]
         return nats / len(inputs)
 
     def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
-        """n character indices, each drawn from softmax(z_t / temperature) and read before the next is drawn.
+        """n character indices, each drawn from softmax(z_t / temperature) and then fed back as the next x_t.
 
-        The first to be read is seed_ix, in hidden state a_prev (H,). Temperature 0 takes the likeliest
-        character; a seed gives the same ones each time. Raises ValueError for a temperature below 0.
+        The first input is seed_ix, with hidden state a_prev (H,). Temperature 0 takes the likeliest
+        character; a seed gives the same ones each time. Raises ValueError for n or temperature below 0.
         """
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0, not {temperature}")
-        rng, ixs = np.random.default_rng(seed), [int(np.ravel(seed_ix)[0])]
+        if n < 0 or not 0 <= temperature < math.inf:
+            raise ValueError(f"n {n} and temperature {temperature} must be at least 0")
+        rng, ixs = np.random.default_rng(seed), [int(np.ravel(seed_ix)[0])]  # a number or an array of one
         a_prev = np.reshape(a_prev, self.hidden_size)
         for _ in range(n):
             a, y_pred = self.forward(ixs[-1:], a_prev)
             a_prev = a[-1]
-            log_y = np.log(np.maximum(y_pred[-1].astype(np.float64), 1e-300))  # z_t, but for a constant
-            p = softmax(log_y / max(temperature, 1e-300))  # next to 0, all but the likeliest get p = 0
+            log_y = np.log(np.maximum(y_pred[-1].astype(np.float64), 1e-300))  # z_t minus a constant
+            p = softmax(log_y / max(temperature, 1e-300))  # near 0, only the likeliest keeps p > 0
             ixs.append(int(rng.choice(self.vocab_size, p=p)))
         return ixs[1:]
 
     def predict(self, data_reader, start, n, temperature=1.0, seed=None):
-        """The text start, all of which is read first, and n characters more; both from data_reader.chars."""
+        """The text start, all of which is read first, and n new characters; all are in data_reader.chars."""
         if not start:
             raise ValueError("the start text is empty: at least 1 character is needed")
         ids, chars = encode(start, data_reader.chars), data_reader.chars
@@ -445,14 +444,15 @@ def load_checkpoint(path):
         about = argparse.Namespace(**json.loads(str(arrays.pop("about"))))
         rnn = RNN(*arrays["Wax"].shape, *about.model[:3], dtype=about.model[3])
         expected = {}
-        for name, array in arrays_of(rnn).items():  # what is empty in a new model may have any length
+        for name, array in arrays_of(rnn).items():  # an array empty in a new model can be any length
             shape = array.shape if array.size else (len(arrays[name]), *array.shape[1:])
             expected[name] = shape, array.dtype
         found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         if found != expected or len("".join(about.chars)) != rnn.vocab_size:
-            raise ValueError("it has other arrays or characters than a model")
+            raise ValueError("its arrays or characters do not fit a model")
+        about.settings, about.checksum = dict(about.settings), int(about.checksum)
         for name in NUMBERS:
-            setattr(rnn, name, type(getattr(rnn, name))(getattr(about, name)))
+            setattr(rnn, name, type(getattr(rnn, name))(getattr(about, name)))  # int or float
         for name in PARAMETERS:
             setattr(rnn, name, arrays[f"last_{name}"])
             rnn.m[name], rnn.v[name] = arrays[f"m_{name}"], arrays[f"v_{name}"]
@@ -460,7 +460,7 @@ def load_checkpoint(path):
             rnn.best = {name: arrays[name] for name in PARAMETERS}
         rnn.a_prev, rnn.losses = arrays["a_prev"], arrays["losses"].tolist()
         rnn.history = [[int(row[0]), *row[1:]] for row in arrays["history"].tolist()]
-    except Exception as error:  # zipfile, json and NumPy have no list of what damaged bytes make them raise
+    except Exception as error:  # damaged bytes can raise almost anything
         raise ValueError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from None
     return rnn, about
 
@@ -508,7 +508,7 @@ def train_command(args, rnn, about):
         if rnn.iteration:
             save()
 
-    save(trial=not finished)  # what cannot be written shows now, and not after training
+    save(trial=not finished)  # a file that cannot be written fails now, before training
     print(f"{title}; {len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
     print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {rnn.guessing:.3f}\n")
     if about and not finished:
@@ -527,7 +527,7 @@ def train_command(args, rnn, about):
 
 
 def print_result(rnn):
-    """Print the best validation loss, if there is one, and a remark on the run where there is one to make."""
+    """Print the best validation loss, if there is one, and a warning if the run went badly."""
     if rnn.best:
         first, last, best = rnn.history[0], rnn.history[-1], min(rnn.history[1:], key=lambda row: row[3])
         print(f"\nvalidation loss {best[3]:.4f} nats per character (perplexity {math.exp(best[3]):.2f})")
@@ -562,13 +562,14 @@ def picture_of(rnn, title, suffix):
 
 
 def sample_command(args, rnn, about):
-    """Print the start text and what the model makes of it."""
-    start = read_text(args.start_file) if args.start_file else args.start or about.chars[0]
+    """Print the start text and the model's continuation."""
+    start = about.chars[0] if args.start is None else args.start
+    start = read_text(args.start_file) if args.start_file else start
     print(rnn.predict(about, start, args.length, args.temperature, args.seed))
 
 
 def test_command(args, rnn, about):
-    """Print how well a model predicts a text; --show colours its start by the nats of each character."""
+    """Print how well a model predicts a text; --show colours its start, or lists the words that cost most."""
     text = read_text(args.text)
     if unknown := set(text) - set(about.chars):
         print(f"left out, since the model never saw them: {' '.join(map(repr, sorted(unknown)))}")
@@ -592,7 +593,7 @@ def test_command(args, rnn, about):
 
 
 def parse(argv):
-    """The arguments of the command line, and the model and the rest of the checkpoint, if it reads one."""
+    """The arguments, and what load_checkpoint returns, or None twice if no checkpoint is read."""
     parser = argparse.ArgumentParser(prog="char_rnn.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(title="commands", required=True)
     formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
@@ -600,12 +601,12 @@ def parse(argv):
     train.set_defaults(run=train_command)
     train.add_argument("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
     train.add_argument("--hidden-size", type=int, default=256, help="hidden units")
-    train.add_argument("--seq-length", type=int, default=32, help="steps that are backpropagated through")
+    train.add_argument("--seq-length", type=int, default=32, help="steps of backpropagation")
     train.add_argument("--batch-size", type=int, default=16, help="streams of text read side by side")
-    train.add_argument("--learning-rate", type=float, default=6e-3, help="its highest, after the warm-up")
-    train.add_argument("--optimizer", default="adam", choices=OPTIMIZERS, help="rule of the update")
+    train.add_argument("--learning-rate", type=float, default=6e-3, help="its peak, after the warm-up")
+    train.add_argument("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule")
     train.add_argument("--max-iters", type=int, default=2500, help="iterations, one update each")
-    train.add_argument("--threshold", type=float, default=0.0, help="smooth loss that is low enough")
+    train.add_argument("--threshold", type=float, default=0.0, help="stop at this smooth loss")
     train.add_argument("--val-fraction", type=float, default=0.1, help="share of the text held out")
     train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
     train.add_argument("--checkpoint", default="char_rnn.npz", help="file to save in")
@@ -620,14 +621,14 @@ def parse(argv):
     start.add_argument("--start", metavar="TEXT", help="text to go on from")
     start.add_argument("--start-file", metavar="FILE", help="file with that text; - is standard input")
     sample.add_argument("--length", type=int, default=400, help="characters to draw")
-    sample.add_argument("--temperature", type=float, default=1.0, help="under 1 careful, over 1 bold")
+    sample.add_argument("--temperature", type=float, default=1.0, help="under 1 less random, over 1 more")
     sample.add_argument("--seed", type=int, help="seed of the random numbers")
 
     test = commands.add_parser("test", help="measure how well a trained model predicts a text", **formatter)
     test.set_defaults(run=test_command)
     test.add_argument("checkpoint", help="checkpoint of a trained model")
     test.add_argument("text", help="UTF-8 text")
-    test.add_argument("--show", type=int, metavar="N", help="show what the first N characters cost")
+    test.add_argument("--show", type=int, metavar="N", help="print the losses of the first N characters")
 
     if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
         if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
@@ -650,9 +651,9 @@ def parse(argv):
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 2 for a mistake, told in one line, 130 for Ctrl-C."""
+    """Run the command line; returns the exit status: 2 after an error, told in one line, 130 after Ctrl-C."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -437,7 +437,7 @@ class TestCommandLine(InFolder):
         self.assertGreater(len(out.split(" 10,000 ")[1].split(" 10,250 ")[0]), 300)  # a longer sample
         before = self.files()
         self.assertIn("already at 10250 of 10250", self.succeed("text.txt", "--resume", "--log=log.csv"))
-        self.assertEqual(self.files(), before | {"log.csv": Path("log.csv").read_bytes()})
+        self.assertEqual(self.files(), before | {"log.csv": hash(Path("log.csv").read_bytes())})
         header, *log = (line.split(",") for line in Path("log.csv").read_text().splitlines())
         self.assertEqual(header, ["iteration", "seconds", "train_nats", "val_nats"])
         numbers, seconds, *losses = zip(*log)
