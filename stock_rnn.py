@@ -69,8 +69,7 @@ def load_prices(path, column="open", every=1):
         raise ValueError(f"every must be at least 1, not {every}")
     prices, lines, missing, times = [], [], [], {}  # times: for each column of times, its cells
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        names, rows, delimiter = read_header(path, file, column.lower())
-        at = names.index(column.lower())
+        names, at, rows, delimiter = read_header(path, file, column.lower())
         for row in filter(None, rows):
             cell, line = row[at].strip() if at < len(row) else "", rows.line_num
             price = to_number(cell, delimiter)
@@ -109,8 +108,7 @@ def load_prices(path, column="open", every=1):
 
 
 def read_header(path, file, column):
-    """The column names in lower case, the rows below them, and the delimiter. The header is the first line
-    that names the column; Binance's kline files, of numbers only, have none."""
+    """The column names, the place of the column, the rows below, the delimiter; Binance has no header."""
     head = list(itertools.islice(file, 50))
     if head and head[0].startswith("\ufffd\ufffd"):  # what became of the two bytes that UTF-16 begins with
         raise ValueError(f"{path} looks like UTF-16: save it as UTF-8")
@@ -121,11 +119,11 @@ def read_header(path, file, column):
             if names.count(column) > 1:
                 raise ValueError(f"{path}, line {rows.line_num} names {column!r} {names.count(column)} times")
             if column in names:
-                return names, rows, delimiter
+                return names, names.index(column), rows, delimiter
     delimiter = max(",;\t", key="".join(head).count)
     table = [row for row in csv.reader(head, delimiter=delimiter) if row] or [[""]]
     if len(table[0]) == 12 and column in KLINE and None not in map(to_number, table[0]):
-        return KLINE, csv.reader(itertools.chain(head, file)), ","
+        return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file)), ","
     header = next(row for row in table if len(row) == len(table[-1]))
     numeric = [name for name, cell in zip(header, table[-1]) if to_number(cell) and to_number(name) is None]
     hint = (
@@ -190,9 +188,8 @@ def read_column(cells, form):
                 moment = datetime.strptime(cell, form)
             epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
             seconds.append((moment - epoch).total_seconds())
-    seconds = np.array(seconds)
     for _ in range(2):  # what is in microseconds becomes milliseconds, and what is in milliseconds seconds
-        seconds = np.where(abs(seconds) > 1e11, seconds / 1000, seconds)
+        seconds = np.where(np.abs(seconds) > 1e11, np.divide(seconds, 1000), seconds)
     return seconds
 
 
@@ -203,7 +200,6 @@ class StockDataset(Dataset):
     list, slice or tensor of B indices gives a batch: (B, T, 1) and (B, 1). Each price p becomes
 
         x = (p - centre) / unit        and back, from a model's output:        p = centre + unit * output
-
         normalise="window"    centre = p_T, the last price of the window, and unit = scale * p_T, where scale
                               is the standard deviation of the relative changes from one price to the next
         normalise="range"     (centre, unit) = scale = the middle and half of the range: x is from -1 to 1
@@ -253,8 +249,8 @@ def split(prices, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="
     """Training, validation and test set, in the order of time, with the scale of the training prices alone.
     The last test_fraction of the prices are the targets of the test set, those before them of the validation
     set; first windows look back into the part before. Raises ValueError where a part would be empty."""
-    test_start = len(prices) - int(len(prices) * test_fraction)
-    val_start = test_start - int(len(prices) * val_fraction)
+    test_start = len(prices) - int(len(prices) * min(test_fraction, 1))
+    val_start = test_start - int(len(prices) * min(val_fraction, 1))
     if not seq_length < val_start < test_start < len(prices):
         sizes = f"seq_length {seq_length}, val_fraction {val_fraction} and test_fraction {test_fraction}"
         raise ValueError(f"{len(prices)} prices are too few for {sizes}: every part needs a target")
@@ -445,7 +441,10 @@ def load_checkpoint(path):
     try:
         if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load does not check the CRCs
             raise ValueError(f"{damaged} is damaged")
-        about = argparse.Namespace(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        about = argparse.Namespace(**{name: saved[name] for name in ("scale", "seen", "checksum")})
+        about.state = {name: saved["state"][name] for name in STATE}
+        about.settings = {name: saved["settings"][name] for name in SETTINGS}
         model = RNN(about.settings["hidden_size"], about.settings["num_layers"])
         for name in ("model", "best"):  # names and shapes of both must be those of the model
             model.load_state_dict(about.state[name])
@@ -459,6 +458,8 @@ def load_checkpoint(path):
 # Command line
 
 DATA = str(Path(__file__).with_name("data") / "btcusd_20h.csv")
+FROM_TORCH = (RuntimeError, AssertionError, TypeError)  # say, for a device or a size that cannot be
+STATE = ("model", "optimizer", "history", "best", "random")
 SETTINGS = ("column", "every", "normalise", "hidden_size", "num_layers", "seq_length", "batch_size", "seed")
 SETTINGS += ("learning_rate", "weight_decay", "val_fraction", "test_fraction", "epochs")
 
@@ -623,12 +624,11 @@ def parse(argv):
     if args.run is train_command and not args.resume:
         return args, None, None
     model, about = load_checkpoint(args.checkpoint)
-    saved = {name: about.settings[name] for name in SETTINGS}
-    commands.choices[argv[0]].set_defaults(**saved)  # on the subparser: argparse ignores them on the parent
+    commands.choices[argv[0]].set_defaults(**about.settings)  # argparse ignores those of the parent parser
     args = parser.parse_args(argv)
-    for name in saved.keys() - {"epochs"} if args.run is train_command else ():
-        if (given := getattr(args, name)) != saved[name]:
-            raise ValueError(f"{args.checkpoint} was trained with {name} {saved[name]}, not {given}")
+    for name, value in about.settings.items():
+        if args.run is train_command and name != "epochs" and getattr(args, name) != value:
+            raise ValueError(f"{args.checkpoint} was trained with {name} {value}, not {getattr(args, name)}")
     return args, model, about
 
 
@@ -641,7 +641,7 @@ def main(argv=None):
         return args.run(args, model, about) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, MemoryError, ImportError, csv.Error, RuntimeError, AssertionError) as error:
+    except (ValueError, OSError, MemoryError, ImportError, csv.Error, *FROM_TORCH) as error:
         print(f"stock_rnn.py: error: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr)
         return 2
 
