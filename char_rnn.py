@@ -236,7 +236,7 @@ class RNN:
         slope = 1 - a[1:] ** 2
         dn = np.zeros(a.shape, self.dtype)  # one step longer: after the last step it is 0
         for t in reversed(range(len(slope))):
-            dn[t] = (dn[t + 1].dot(self.Waa) + from_z[t]) * slope[t]
+            np.multiply(dn[t + 1].dot(self.Waa) + from_z[t], slope[t], out=dn[t])
 
         dn, a_before, a_now = dn[:-1].reshape(-1, H), a[:-1].reshape(-1, H), a[1:].reshape(-1, H)  # (T B, H)
         return {
@@ -249,7 +249,9 @@ class RNN:
 
     def one_hot(self, indices):
         """A row for each index, with a 1 in that column and 0 elsewhere: (T B, V)."""
-        return (np.arange(self.vocab_size) == np.reshape(indices, (-1, 1))).astype(self.dtype)
+        rows = np.zeros((np.size(indices), self.vocab_size), self.dtype)
+        rows[np.arange(len(rows)), np.ravel(indices)] = 1
+        return rows
 
     def update(self, grads, scale=1.0):
         """One step of the optimiser at learning_rate * scale; each gradient is clipped to [-5, 5]."""
@@ -330,7 +332,6 @@ class RNN:
 
     def evaluate(self, ids):
         """The mean loss per character, in nats, of a text given as indices; ValueError for fewer than 2.
-
         A long text is read as up to 64 streams of at least 2000 characters; each starts from a zero state.
         """
         if len(ids) < 2:
@@ -346,7 +347,6 @@ class RNN:
 
     def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
         """n character indices, each drawn from softmax(z_t / temperature) and then fed back as the next x_t.
-
         The first input is seed_ix, with hidden state a_prev (H,). Temperature 0 takes the likeliest
         character; a seed gives the same ones each time. Raises ValueError for n or temperature below 0.
         """
