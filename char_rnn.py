@@ -509,7 +509,7 @@ def train_command(args, rnn, about):
             save()
 
     save(trial=not finished)  # a file that cannot be written fails now, before training
-    print(f"{title}; {len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
+    print(f"{title}\n{len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
     print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {rnn.guessing:.3f}\n")
     if about and not finished:
         print(HEADER)

@@ -131,7 +131,7 @@ class InFolder(unittest.TestCase):
         return self.write(name, "open\n" + "".join(f"{price}\n" for price in prices))
 
     def files(self):
-        return {str(path): path.read_bytes() for path in Path().iterdir() if path.is_file()}
+        return {str(path): hash(path.read_bytes()) for path in Path().iterdir() if path.is_file()}
 
     def main(self, *args):
         out, err = io.StringIO(), io.StringIO()
