@@ -23,8 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
-if "--speed" not in sys.argv:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the small models of the tests need one
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the script does, which is imported after NumPy here
 
 import numpy as np
 

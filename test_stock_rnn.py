@@ -16,9 +16,10 @@ import unittest
 from importlib.util import find_spec
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the script does, which is imported after NumPy here
+
 import numpy as np
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the small models of the tests need one
 if find_spec("torch"):
     import torch
     from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
