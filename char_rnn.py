@@ -7,16 +7,18 @@
 
     python char_rnn.py                              learn to write fables, in a quarter of a minute
     python char_rnn.py train my.txt                 learn from your own text
-    python char_rnn.py sample char_rnn.npz          write new text with what was learned
+    python char_rnn.py resume                       go on with a run that was stopped
+    python char_rnn.py sample                       write new text with what was learned
     python char_rnn.py test char_rnn.npz other.txt  measure how well it predicts another text
 
-One hidden layer reads a text character by character (x_t) and says how likely each next one is (y_t):
+One hidden layer reads a text character by character (x_t) and says how likely each next one is
+(y_t):
 
     a_t = tanh(n_t)       n_t = Waa a_{t-1} + Wax x_t + ba
     y_t = softmax(z_t)    z_t = Wya a_t + by
     L   = - sum over t of log y_t[target_t]
 
-Shapes, everywhere below: T steps, B streams read side by side, H hidden units, V distinct characters.
+Shapes, everywhere below: T steps, B streams read side by side, H hidden units, V characters.
 """
 
 import argparse
@@ -25,112 +27,492 @@ import json
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
 import time
 import zipfile
 import zlib
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 # One thread: on a busy machine, threads that wait for each other are 10 to 50 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-np.empty(31 << 20, np.uint8)  # makes Linux keep freed memory for the next arrays: up to 1.9x faster
+np.empty(31 << 20, np.uint8)  # makes Linux keep freed memory for the next arrays: up to 1.5x faster
 
-# ------------------------------------------------------------------------------------------------------------
-# Data: from a text file to batches of character indices
+
+class Mistake(ValueError):
+    """What a user can mend: the command line tells it in one line. All else is a bug."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Text: from a file to batches of character indices
 
 
 class DataReader:
     """Reads a UTF-8 text and deals it out as batches of character indices.
 
-    chars are the V distinct characters, sorted. The last val_fraction of the text is held out in val_ids
-    (none if the text is too short). The rest is cut into batch_size stretches of equal length, the
-    streams; all are read at the same time, each from its start to its end, seq_length characters a batch.
-    Raises ValueError for a text that is not UTF-8, has fewer than 2 distinct characters, or is too short.
+    chars are the V distinct characters, sorted, unless they are given. The last val_fraction of the
+    text is held out in val_ids (nothing, if the text is too short). The rest is cut into batch_size
+    stretches of equal length, the streams. All are read at the same time, each from its start to
+    its end, seq_length characters a batch; the last batch of a pass may be shorter.
+    Raises Mistake for a text that is not UTF-8, is too short, or has fewer than 2 characters.
     """
 
-    def __init__(self, path, seq_length, batch_size=1, val_fraction=0.1):
-        if min(seq_length, batch_size) < 1:
-            raise ValueError(f"seq_length {seq_length} and batch_size {batch_size} must be at least 1")
+    def __init__(
+        self, path, seq_length, batch_size=1, val_fraction=0.1, chars=None, shuffle_lines=False
+    ):
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
+            raise Mistake(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
+        self.path = path if path == "-" else os.path.abspath(path)
+        self.val_fraction = val_fraction
+        self.shuffle_lines = shuffle_lines
         text = read_text(path)
-        self.chars = sorted(set(text))
+        self.checksum = zlib.crc32(text.encode())  # to know the text again
+        if shuffle_lines:
+            text = shuffled(text)
+        self.chars = chars or sorted(set(text))
         self.vocab_size = len(self.chars)
-        if self.vocab_size < 2:
-            raise ValueError(f"{path} has {self.vocab_size} distinct characters: at least 2 are needed")
-        needed, fits = batch_size * seq_length + 1, (len(text) - 1) // seq_length
-        if len(text) < needed:
-            remedy = f"--batch-size {fits}" if fits else f"--batch-size 1 --seq-length {len(text) - 1}"
-            raise ValueError(f"{path} has {len(text)} characters, but {needed} are needed: try {remedy}")
+        if self.vocab_size < 2 or len(text) <= batch_size:
+            raise Mistake(
+                f"{path} has {len(text)} characters, {self.vocab_size} of them distinct: "
+                f"too few for {batch_size} streams (--batch-size)"
+            )
+
         ids = encode(text, self.chars)
-        self.checksum = zlib.crc32(ids, zlib.crc32("".join(self.chars).encode()))  # to know the text again
         held_out = int(len(ids) * val_fraction)
-        if held_out < 2 or len(ids) - held_out < needed:
+        if held_out < 2 or len(ids) - held_out <= batch_size:
             held_out = 0
-        self.train_ids, self.val_ids = ids[: len(ids) - held_out], ids[len(ids) - held_out :]
-        self.seq_length, self.batch_size, self.position = seq_length, batch_size, 0
-        self.inputs, self.targets = side_by_side(self.train_ids, batch_size, seq_length)
+        self.train_ids = ids[: len(ids) - held_out]
+        self.val_ids = ids[len(ids) - held_out :]
+        self.seq_length = seq_length
+        self.batch_size = batch_size
+        steps = (len(self.train_ids) - 1) // batch_size
+        used = batch_size * steps
+        self.inputs = self.train_ids[:used].reshape(batch_size, steps).T  # a column is a stream
+        self.targets = self.train_ids[1 : used + 1].reshape(batch_size, steps).T
+        self.batches = math.ceil(steps / seq_length)  # in a pass over the text
+        self.batch = 0  # the next one
 
     def just_started(self):
-        """True when the next batch is the first of a pass over the text, where the hidden state is zero."""
-        return self.position == 0
+        """True when the next batch is the first of a pass, where the hidden state is zero."""
+        return self.batch == 0
 
     def next_batch(self):
-        """The next (inputs, targets), each (T, B): the targets are the inputs shifted by one character."""
-        steps = slice(self.position, self.position + self.seq_length)
-        self.position = (self.position + self.seq_length) % len(self.inputs)
+        """The next (inputs, targets), each (T, B): the targets are one character later."""
+        start = self.batch * self.seq_length
+        steps = slice(start, start + self.seq_length)
+        self.batch = (self.batch + 1) % self.batches
         return self.inputs[steps].astype(np.intp), self.targets[steps].astype(np.intp)
 
 
 def read_text(path):
-    """The text of a UTF-8 file; a byte-order mark is dropped, and line ends of any system become newlines."""
+    """The text of a UTF-8 file, without a byte-order mark, its line ends made newlines."""
     try:
-        with open(0 if path == "-" else path, encoding="utf-8-sig") as file:  # 0 is standard input
-            return file.read()
+        with open(0 if path == "-" else path, encoding="utf-8-sig") as file:  # 0: standard input
+            text = file.read()
     except UnicodeDecodeError as error:
-        utf_16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
-        found = "it looks like UTF-16" if utf_16 else f"see line {error.object.count(10, 0, error.start) + 1}"
-        raise ValueError(f"{path} is not UTF-8 text ({found}): save it as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise Mistake(f"{path} is not UTF-8 text (see line {line}): save it as UTF-8") from None
+    if "\0" in text:
+        raise Mistake(f"{path} is not UTF-8 text (it has zero bytes): save it as UTF-8")
+    return text
+
+
+def shuffled(text):
+    """The lines of a text in another order, always the same one; each ends in a newline."""
+    lines = text.removesuffix("\n").split("\n")
+    np.random.default_rng(0).shuffle(lines)
+    return "\n".join([*lines, ""])
 
 
 def encode(text, chars):
-    """The characters of a text as an array of indices into chars; ValueError names those not in chars."""
-    index = np.full(sys.maxunicode + 1, len(chars), np.min_scalar_type(len(chars)))  # one for each code point
-    index[[ord(char) for char in chars]] = np.arange(len(chars))  # len(chars) stays where a char is unknown
-    ids, size = np.empty(len(text), index.dtype), 1 << 20
-    for start in range(0, len(text), size):  # in pieces, because UTF-32 takes four bytes a character
-        code_points = np.frombuffer(text[start : start + size].encode("utf-32-le"), np.uint32)
-        ids[start : start + size] = index[code_points]
-    if ids.max(initial=0) == len(chars):
-        raise ValueError(f"the model never saw {' '.join(map(repr, sorted(set(text) - set(chars))))}")
+    """The characters of a text as an array of indices into chars; Mistake names those not in it."""
+    unknown = len(chars)
+    places = [ord(char) for char in chars]
+    index = np.full(max(places) + 2, unknown, np.min_scalar_type(unknown))  # by code point
+    index[places] = np.arange(len(chars))
+    ids = np.empty(len(text), index.dtype)
+    size = 1 << 20
+    for start in range(0, len(text), size):  # in pieces: UTF-32 takes four bytes a character
+        piece = text[start : start + size].encode("utf-32-le", "surrogatepass")
+        code_points = np.frombuffer(piece, np.uint32)
+        ids[start : start + size] = index[np.minimum(code_points, len(index) - 1)]
+    if ids.max(initial=0) == unknown:
+        raise Mistake(f"the model never saw {names_of(set(text) - set(chars))}")
     return ids
 
 
-def side_by_side(ids, streams, seq_length=1):
-    """Inputs and targets, each (steps, streams): a text in equal stretches, and the same shifted by one."""
-    steps = (len(ids) - 1) // (streams * seq_length) * seq_length  # whole batches only: the rest is dropped
-    inputs, targets = ids[: streams * steps], ids[1 : streams * steps + 1]
-    return inputs.reshape(streams, steps).T, targets.reshape(streams, steps).T  # a column is a stream
+def names_of(chars):
+    """Some characters as one can read them: 'é' '\\t'."""
+    return " ".join(map(repr, sorted(chars)))[:200]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Mathematics: softmax, three optimisers, and the network with its training
+# --------------------------------------------------------------------------------------------------
+# Mathematics: softmax, the network with its training, and a check of its gradients
 
 
 def softmax(x, axis=-1):
-    """exp(x_i) / sum over j of exp(x_j) along an axis; the maximum is subtracted first, against overflow."""
-    x = np.asarray(x) * 1.0  # lists and integers become an array of floats
+    """exp(x_i) / sum over j of exp(x_j); the maximum is subtracted first, against overflow."""
+    x = np.asarray(x) * 1.0  # lists and whole numbers become floats
     exp = np.exp(x - x.max(axis=axis, keepdims=True))
     return exp / exp.sum(axis=axis, keepdims=True)
 
 
+def sum_outer(u, v):
+    """The sum of u_t v_t' over all steps and streams: (T, B, I) and (T, B, J) give (I, J).
+
+    Put below each other, the rows u_t make a matrix (T B, I) and the rows v_t a matrix (T B, J):
+    the product of the first, transposed, with the second is that sum.
+    """
+    return u.reshape(-1, u.shape[-1]).T @ v.reshape(-1, v.shape[-1])
+
+
+class RNN:
+    """A one-layer tanh RNN with a softmax over the next character.
+
+    It holds its sizes, its settings and five arrays: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,),
+    by (V,). Where its training stands is kept in a Run. Take dtype=np.float64 to check gradients.
+    Raises Mistake for sizes, rates and names that cannot be.
+    """
+
+    def __init__(
+        self,
+        hidden_size,
+        vocab_size,
+        seq_length,
+        learning_rate,
+        optimizer="adam",
+        seed=0,
+        dtype=np.float32,
+    ):
+        if not 0 < learning_rate < math.inf:
+            raise Mistake(f"learning_rate must be a positive number, not {learning_rate}")
+        if optimizer not in OPTIMIZERS:
+            raise Mistake(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.seq_length = seq_length
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.dtype = np.dtype(dtype)
+
+        # Waa is orthogonal, the Q of QR: it keeps the length of a.
+        # Wya / sqrt(H): as each a is at most 1 in size, z has variance 1 at most.
+        H, V = hidden_size, vocab_size
+        rng = np.random.default_rng(seed)
+        self.Wax = rng.standard_normal((H, V)).astype(dtype)
+        self.Waa = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(dtype)
+        self.Wya = (rng.standard_normal((V, H)) / math.sqrt(H)).astype(dtype)
+        self.ba = np.zeros(H, dtype)
+        self.by = np.zeros(V, dtype)
+
+    def parameters(self):
+        """A dict of the parameters by name: the arrays themselves, not copies."""
+        return {name: getattr(self, name) for name in ("Wax", "Waa", "Wya", "ba", "by")}
+
+    def use(self, values):
+        """Give every parameter the values that stand under its name in a dict, such as run.best."""
+        for name, w in self.parameters().items():
+            w[...] = values[name]
+
+    def forward(self, inputs, a_prev):
+        """The hidden states, and how likely each character is to come next, at every step.
+
+            a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y_t = softmax(Wya a_t + by)
+
+        inputs are indices of characters, (T, B) with a_prev (B, H), or a single sequence, (T,) with
+        (H,). Returns a (T+1, B, H), where a[0] = a_prev, and y_pred (T, B, V), or both without B.
+        Raises Mistake for anything but indices.
+        """
+        inputs = self.checked(inputs)
+        a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
+        a[0] = a_prev
+        from_x = self.Wax.T[inputs] + self.ba  # x_t is one-hot: Wax x_t is a column of Wax
+        Waa_T = self.Waa.T.copy()  # row by row in memory: so BLAS multiplies up to twice as fast
+        for t in range(len(inputs)):
+            a[t + 1] = np.tanh(a[t] @ Waa_T + from_x[t])  # the rows of a[t] are streams: a Waa'
+        y_pred = softmax(self.logits(a[1:]))
+        return a, y_pred
+
+    def logits(self, a):
+        """z_t = Wya a_t + by, for states a (..., H): (..., V)."""
+        return a @ self.Wya.T + self.by
+
+    def checked(self, inputs):
+        """The inputs as an array, if they are indices of characters."""
+        inputs = np.asarray(inputs)
+        whole = inputs.ndim in (1, 2) and inputs.dtype.kind in "iu"
+        if not whole or inputs.min(initial=0) < 0 or inputs.max(initial=0) >= self.vocab_size:
+            raise Mistake(
+                f"inputs must be indices from 0 to {self.vocab_size - 1}, (T, B) or (T,), "
+                f"not {inputs.dtype} {inputs.shape}: {inputs!r:.60}"
+            )
+        return inputs
+
+    def one_hot(self, indices):
+        """A 1 at each index and 0 elsewhere: (T, B) to (T, B, V)."""
+        ones = np.asarray(indices)[..., None] == np.arange(self.vocab_size)
+        return ones.astype(self.dtype)
+
+    def loss(self, y_pred, targets):
+        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the mean of streams."""
+        targets = np.asarray(targets)
+        y_target = np.take_along_axis(np.asarray(y_pred), targets[..., None], axis=-1)
+        smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
+        nats = -np.log(np.maximum(y_target, smallest))
+        return float(nats.sum()) / targets[0].size
+
+    def backward(self, inputs, a, y_pred, targets):
+        """The gradients of loss by backpropagation through time: an array for each parameter.
+
+        dx means dL/dx, and ' is the transpose. At one step, the loss of the target depends on z by
+            dL/dy_i = -1/y_i where i = target, else 0     dy_i/dz_j = y_i (1[i = j] - y_j)
+            so that dL/dz_j = y_j - 1[j = target]
+        From there through the layers, and from the last step to the first:
+            dz_t = (y_t - onehot(target_t)) / B           the mean over streams
+            da_t = Wya' dz_t + Waa' dn_{t+1}              from this output and from the next step
+            dn_t = (1 - a_t^2) da_t                       through the tanh
+            dWya = sum dz_t a_t'      dby = sum dz_t
+            dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
+        """
+        a = np.asarray(a)
+        streams = np.size(targets[0])
+        dz = (y_pred - self.one_hot(targets)) / streams
+        from_z = dz @ self.Wya
+        slope = 1 - a[1:] ** 2
+        dn = np.zeros_like(a)  # one step longer: after the last step there is nothing, dn[T] = 0
+        for t in reversed(range(len(inputs))):
+            dn[t] = slope[t] * (from_z[t] + dn[t + 1] @ self.Waa)
+        dn = dn[:-1]
+        all_steps = tuple(range(dn.ndim - 1))  # the axes T and B
+        return {
+            "Wax": sum_outer(dn, self.one_hot(inputs)),
+            "Waa": sum_outer(dn, a[:-1]),
+            "Wya": sum_outer(dz, a[1:]),
+            "ba": dn.sum(axis=all_steps),
+            "by": dz.sum(axis=all_steps),
+        }
+
+    def update(self, grads, run, scale=1.0):
+        """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5]."""
+        run.iteration += 1
+        rule, _ = OPTIMIZERS[self.optimizer]
+        rate = self.learning_rate * scale
+        for name, w in self.parameters().items():
+            g = grads[name].clip(-5, 5)  # against exploding gradients
+            step, run.m[name], run.v[name] = rule(g, run.m[name], run.v[name], run.iteration, rate)
+            w -= step  # in place: this changes self.Wax and so on
+
+    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is told below
+    def train(self, reader, max_iters=2500, threshold=0.0, report=None, run=None):
+        """The nine steps, until max_iters or a smooth loss of threshold; returns the run.
+
+        A run that is passed in goes on where it stands; without one, a new run starts from the
+        weights that are there. At iterations 0, 100, 250, every eval_interval and the last it
+        validates. After each it calls report(run), which by default prints the rows. The network
+        ends with the weights that it reached; rnn.use(run.best) takes those that were best.
+        Raises Mistake for a threshold that guessing reaches, and for a loss that is not finite.
+        """
+        self.check(threshold)
+        run = run or Run(self)
+        run.max_iters = max_iters
+        run.threshold = threshold
+        report = report or partial(print_progress, self, reader)
+        reader.batch = run.iteration % reader.batches  # the next one, where the run stands
+        started = time.perf_counter() - run.seconds
+        if not run.history:
+            self.validate(reader, run)
+            report(run)
+        while not run.stop and not run.ended():  # step 9: repeat
+            if reader.just_started():  # step 1: a zero state at the start of the text
+                run.a_prev = np.zeros((reader.batch_size, self.hidden_size), self.dtype)
+            inputs, targets = reader.next_batch()  # step 2: a batch
+            a, y_pred = self.forward(inputs, run.a_prev)  # step 3: forward
+            loss = self.loss(y_pred, targets)
+            if not math.isfinite(loss):
+                raise Mistake(
+                    f"the loss is {loss} at iteration {run.iteration + 1}: "
+                    f"try a learning rate below {self.learning_rate:g}"
+                )
+            grads = self.backward(inputs, a, y_pred, targets)  # step 4: backward
+            self.update(grads, run, schedule(run.iteration, max_iters))  # step 5: update
+            run.add_loss(loss / len(inputs))  # step 6: the loss of step 3, for each character
+            run.a_prev = a[-1]  # step 7: the state that the next batch starts from
+            run.seconds = time.perf_counter() - started
+            if run.row_is_due() or run.ended():
+                self.validate(reader, run)
+            report(run)  # step 8: print progress
+        return run
+
+    def check(self, threshold):
+        """Refuse a threshold, in nats per character, that is reached without training."""
+        guessing = math.log(self.vocab_size)
+        if not 0 <= threshold < guessing:
+            raise Mistake(
+                f"the threshold is {threshold} nats per character: "
+                f"take one below {guessing:.3f}, which guessing costs"
+            )
+
+    def validate(self, reader, run):
+        """Add a row to the history of a run, and keep the weights if they are the best so far."""
+        recent = run.losses[run.history[-1][0] :] if run.history else []
+        train_loss = sum(recent) / len(recent) if recent else math.nan
+        val_loss = math.nan
+        if len(reader.val_ids):
+            val_loss = self.evaluate(reader.val_ids, at_most=131_072)
+        if not any(row[3] <= val_loss for row in run.history):  # true, if nothing is held out
+            run.best = copies(self.parameters())
+        run.history.append([run.iteration, run.seconds, train_loss, val_loss])
+
+    def evaluate(self, ids, at_most=None):
+        """The mean loss per character, in nats, of a text given as indices.
+
+        A long text is read as up to 64 streams of at least 2,000 characters that together cover all
+        of it, each from a zero state; or at_most so many characters, spread evenly over the text.
+        """
+        if len(ids) < 2:
+            raise Mistake(f"a text of {len(ids)} characters has nothing to predict: take 2 or more")
+        streams = min(64, max(1, len(ids) // 2000))
+        steps = math.ceil((len(ids) - 1) / streams)
+        if at_most:
+            steps = min(steps, at_most // streams)
+        starts = np.linspace(0, len(ids) - 1 - steps, streams).astype(int)
+        text = np.stack([ids[start : start + steps + 1] for start in starts], axis=1)
+        a_prev = np.zeros((streams, self.hidden_size), self.dtype)
+        nats = 0.0
+        for start in range(0, steps, 100):  # piece by piece, to save memory
+            piece = text[start : start + 101]
+            a, y_pred = self.forward(piece[:-1], a_prev)
+            nats += self.loss(y_pred, piece[1:])
+            a_prev = a[-1]
+        return nats / steps
+
+    def draw(self, a_prev, ix, temperature=1.0, seed=None):
+        """Indices without end, each drawn from softmax(z_t / temperature) and fed back as x_t.
+
+        The first input is ix, with hidden state a_prev (H,). Temperature 0 takes the likeliest.
+        """
+        if not 0 <= temperature < math.inf:
+            raise Mistake(f"temperature must be a number from 0 on, not {temperature}")
+        rng = np.random.default_rng(seed)
+        while True:
+            a, _ = self.forward([ix], a_prev)
+            a_prev = a[-1]
+            z = self.logits(a_prev).astype(np.float64)
+            p = softmax(z / max(temperature, 1e-6))  # at 0 only the likeliest keeps p > 0
+            ix = int(rng.choice(self.vocab_size, p=p))
+            yield ix
+
+    def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
+        """A list of n indices, as draw gives them; a seed gives the same ones each time."""
+        return list(islice(self.draw(a_prev, seed_ix, temperature, seed), n))
+
+    def write(self, reader, start, temperature=1.0, seed=None):
+        """Characters without end that go on from the text start, all of which is read first."""
+        if not start:
+            raise Mistake("the start text is empty: at least 1 character is needed")
+        ids = encode(start, reader.chars)
+        a, _ = self.forward(ids[:-1], np.zeros(self.hidden_size))
+        for ix in self.draw(a[-1], int(ids[-1]), temperature, seed):
+            yield reader.chars[ix]
+
+    def predict(self, reader, start, n, temperature=1.0, seed=None):
+        """The text start and n new characters; all are in reader.chars."""
+        return start + "".join(islice(self.write(reader, start, temperature, seed), n))
+
+
+class Run:
+    """Where a training run stands: everything but the network.
+
+    iteration counts the updates, seconds is the time they took, and losses has the loss of each, in
+    nats per character; smooth_loss is their moving average, which starts at that of guessing.
+    history has a row [iteration, seconds, training loss, validation loss] for every validation.
+    max_iters, threshold and eval_interval are as train was called.
+    best holds the weights with the lowest validation loss (the latest, if nothing is held out). m
+    and v are the moments of the optimiser, a_prev (B, H) is the hidden state before the next batch,
+    and stop = True ends training after the iteration under way.
+    """
+
+    def __init__(self, rnn):
+        self.iteration = 0
+        self.seconds = 0.0
+        self.smooth_loss = math.log(rnn.vocab_size)
+        self.losses = []
+        self.history = []
+        self.best = copies(rnn.parameters())
+        self.m = {name: np.zeros_like(w) for name, w in self.best.items()}
+        self.v = dict(self.m)
+        self.a_prev = np.zeros((0, rnn.hidden_size), rnn.dtype)  # no stream has been read yet
+        self.max_iters = 2500
+        self.threshold = 0.0
+        self.eval_interval = 500
+        self.stop = False
+
+    def add_loss(self, loss):
+        """Count the loss of an iteration."""
+        self.losses.append(loss)
+        self.smooth_loss += 0.01 * (loss - self.smooth_loss)
+
+    def ended(self):
+        """True after max_iters iterations, or when the smooth loss has fallen to threshold."""
+        return self.iteration >= self.max_iters or self.smooth_loss <= self.threshold
+
+    def row_is_due(self):
+        """True at iterations 100 and 250, and at every eval_interval-th."""
+        return self.iteration in (100, 250) or self.iteration % self.eval_interval == 0
+
+    def just_validated(self):
+        """True when the last row of history is of this iteration."""
+        return self.history[-1][0] == self.iteration
+
+
+def copies(arrays):
+    """A dict with a copy of each array of a dict."""
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def check_gradients(rnn, inputs, targets, change=1e-5):
+    """The largest difference between backward and central differences, for a network in float64.
+
+        dL/dw is about (L(w + change) - L(w - change)) / (2 change)
+
+    It is relative to the largest gradient of the same parameter: below 1e-6 backward is right, and
+    above 1e-3 it is wrong. Raises Mistake for a network in another dtype.
+    """
+    if rnn.dtype != np.float64:
+        raise Mistake(f"check_gradients needs a network with dtype=np.float64, not {rnn.dtype}")
+    rng = np.random.default_rng(0)
+    a_prev = rng.standard_normal((*np.shape(inputs)[1:], rnn.hidden_size))
+    a, y_pred = rnn.forward(inputs, a_prev)
+    grads = rnn.backward(inputs, a, y_pred, targets)
+    worst = 0.0
+    for name, w in rnn.parameters().items():
+        measured = np.zeros_like(w)
+        for place in np.ndindex(w.shape):
+            value = w[place]
+            for step in (change, -change):
+                w[place] = value + step
+                _, y_pred = rnn.forward(inputs, a_prev)
+                measured[place] += rnn.loss(y_pred, targets) / (2 * step)
+            w[place] = value
+        largest = max(np.abs(measured).max(), change)
+        worst = max(worst, np.abs(grads[name] - measured).max() / largest)
+    return float(worst)
+
+
+# --------------------------------------------------------------------------------------------------
+# Optimisers: from a gradient g to the step that is subtracted, and the moments m and v after it
+
+
 def adam(g, m, v, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
-    """The t-th step of Adam for gradient g, and the two moments after it (Kingma and Ba, 2015)."""
+    """The t-th step of Adam (Kingma and Ba, 2015): m and v are moving means of g and of g^2."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
     m_hat = m / (1 - beta1**t)  # both moments started at zero: this corrects for it
@@ -139,7 +521,7 @@ def adam(g, m, v, t, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
 
 
 def adagrad(g, m, v, t, learning_rate, epsilon=1e-10):
-    """A step of Adagrad (Duchi, Hazan and Singer, 2011); v is the sum of all squared gradients so far."""
+    """A step of Adagrad (Duchi, Hazan and Singer, 2011): v is the sum of all g^2 so far."""
     v = v + g**2
     return learning_rate * g / (np.sqrt(v) + epsilon), m, v
 
@@ -149,522 +531,452 @@ def sgd(g, m, v, t, learning_rate):
     return learning_rate * g, m, v
 
 
-OPTIMIZERS = {"adam": adam, "adagrad": adagrad, "sgd": sgd}
-PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
-NUMBERS = ("iteration", "seconds", "smooth_loss", "best_loss")
-HEADER = "iteration   smooth  train  valid   left  sample"
+# Each with the learning rate that was best on the fables.
+OPTIMIZERS = {"adam": (adam, 6e-3), "adagrad": (adagrad, 0.05), "sgd": (sgd, 0.03)}
 
 
-class RNN:
-    """A one-layer tanh RNN with a softmax over the next character, trained by backpropagation through time.
-
-    Parameters: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,), by (V,). After training, losses has the loss of
-    every iteration, history a row [iteration, seconds, training loss, validation loss] for every report, in
-    nats per character, and best a copy of the parameters with the lowest validation loss, best_loss.
-    Take dtype=np.float64 to check gradients. Raises ValueError for invalid sizes, rates and names.
-    """
-
-    def __init__(
-        self, hidden_size, vocab_size, seq_length, learning_rate, optimizer="adam", seed=0, dtype=np.float32
-    ):
-        if min(hidden_size, vocab_size, seq_length) < 1:
-            raise ValueError(f"sizes must be at least 1, not {hidden_size}, {vocab_size}, {seq_length}")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a positive number, not {learning_rate}")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
-        self.hidden_size, self.vocab_size = H, V = hidden_size, vocab_size
-        self.seq_length, self.learning_rate = seq_length, learning_rate
-        self.optimizer, self.dtype = optimizer, np.dtype(dtype)
-
-        # Waa is orthogonal, the Q of QR: it keeps the length of a. Wya / sqrt(H): z has variance 1 at most.
-        rng = np.random.default_rng(seed)
-        self.Wax = rng.standard_normal((H, V)).astype(dtype)
-        self.Waa = np.linalg.qr(rng.standard_normal((H, H)))[0].astype(dtype)
-        self.Wya = (rng.standard_normal((V, H)) / math.sqrt(H)).astype(dtype)
-        self.ba = np.zeros(H, dtype)
-        self.by = np.zeros(V, dtype)
-        self.m = {name: np.zeros_like(w) for name, w in self.parameters().items()}  # the optimiser's moments
-        self.v = {name: np.zeros_like(w) for name, w in self.parameters().items()}
-        self.a_prev = np.zeros((0, H), dtype)  # no stream has been read yet
-        self.iteration, self.seconds = 0, 0.0
-        self.guessing = math.log(V)  # the loss when all characters are equally likely
-        self.smooth_loss = seq_length * self.guessing
-        self.losses, self.history, self.best, self.best_loss = [], [], {}, math.inf
-
-    def parameters(self):
-        """A dict of the five parameters by name: the arrays themselves, not copies."""
-        return {name: getattr(self, name) for name in PARAMETERS}
-
-    def forward(self, inputs, a_prev):
-        """The hidden states and the probabilities of the next character, at every step.
-
-            a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y_t = softmax(Wya a_t + by)
-
-        inputs (T, B) are character indices, a_prev is (B, H); returns a (T+1, B, H), where a[0] = a_prev, and
-        y_pred (T, B, V). A single sequence, (T,) with (H,), works the same without the B axis.
-        """
-        inputs = np.asarray(inputs, np.intp)
-        a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
-        a[0] = a_prev
-        from_x = (self.Wax.T + self.ba).take(inputs, axis=0)  # x_t is one-hot: Wax x_t is a column of Wax
-        Waa_T = self.Waa.T  # each row of a[t] is the a of one stream: hence the transpose; dot is a fast @
-        for t in range(len(inputs)):
-            np.tanh(a[t].dot(Waa_T) + from_x[t], out=a[t + 1])
-        z = a[1:].reshape(-1, self.hidden_size) @ self.Wya.T + self.by
-        return a, softmax(z).reshape(*inputs.shape, self.vocab_size)
-
-    def loss(self, y_pred, targets):
-        """The cross-entropy L = - sum over t of log y_t[target_t], in nats; the mean over streams."""
-        streams, ixs = np.size(targets[0]), np.ravel(targets)
-        y_target = np.reshape(y_pred, (-1, self.vocab_size))[np.arange(len(ixs)), ixs]  # row i, column ixs[i]
-        smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
-        return float(-np.log(np.maximum(y_target, smallest)).sum()) / streams
-
-    def backward(self, inputs, a, y_pred, targets):
-        """The gradients of loss by backpropagation through time: a dict with one array per parameter.
-
-            dz_t = (y_t - onehot(target_t)) / B           -1/y_t[target_t] times the slope of the softmax
-            da_t = Wya' dz_t + Waa' dn_{t+1}              from this step's output and from the step after
-            dn_t = (1 - a_t^2) da_t                       through the tanh
-            dWya = sum dz_t a_t'      dby = sum dz_t
-            dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
-
-        dx means dL/dx, ' is the transpose, and a_t = tanh(n_t). Only dn_t needs a loop, from the last step to
-        the first; each sum over steps and streams is one matrix product.
-        """
-        a, H, streams = np.asarray(a), self.hidden_size, np.size(targets[0])
-        dz = (np.reshape(y_pred, (-1, self.vocab_size)) - self.one_hot(targets)) / streams
-        from_z = (dz @ self.Wya).reshape(a[1:].shape)
-        slope = 1 - a[1:] ** 2
-        dn = np.zeros(a.shape, self.dtype)  # one step longer: after the last step it is 0
-        for t in reversed(range(len(slope))):
-            np.multiply(dn[t + 1].dot(self.Waa) + from_z[t], slope[t], out=dn[t])
-
-        dn, a_before, a_now = dn[:-1].reshape(-1, H), a[:-1].reshape(-1, H), a[1:].reshape(-1, H)  # (T B, H)
-        return {
-            "Wax": dn.T @ self.one_hot(inputs),
-            "Waa": dn.T @ a_before,
-            "Wya": dz.T @ a_now,
-            "ba": dn.sum(axis=0),
-            "by": dz.sum(axis=0),
-        }
-
-    def one_hot(self, indices):
-        """A row for each index, with a 1 in that column and 0 elsewhere: (T B, V)."""
-        rows = np.zeros((np.size(indices), self.vocab_size), self.dtype)
-        rows[np.arange(len(rows)), np.ravel(indices)] = 1
-        return rows
-
-    def update(self, grads, scale=1.0):
-        """One step of the optimiser at learning_rate * scale; each gradient is clipped to [-5, 5]."""
-        self.iteration += 1
-        rule, rate = OPTIMIZERS[self.optimizer], self.learning_rate * scale
-        for name, parameter in self.parameters().items():
-            g = grads[name].clip(-5, 5)  # against exploding gradients
-            step, self.m[name], self.v[name] = rule(g, self.m[name], self.v[name], self.iteration, rate)
-            parameter -= step  # in place: this changes self.Wax and so on
-
-    def schedule(self, max_iters):
-        """The share of learning_rate for the next update: a linear warm-up to 1, then a cosine decay to 0."""
-        warm_up = (self.iteration + 1) / min(100, max_iters / 10)
-        return min(1, warm_up) * (1 + math.cos(math.pi * self.iteration / max_iters)) / 2
-
-    def ended(self, max_iters, threshold):
-        """True after max_iters iterations in all, or when the smooth loss has fallen to threshold."""
-        return self.iteration >= max_iters or self.smooth_loss <= threshold
-
-    @np.errstate(over="ignore", invalid="ignore")  # train itself reports a loss that is not finite
-    def train(self, data_reader, max_iters=2500, threshold=0.0, report=None):
-        """The hand-out's nine steps; returns the loss of every iteration so far, summed over steps.
-
-        At iteration 0, at every 500th and at the last it validates, and calls report(self), which by default
-        prints a row with a sample. At the end it takes the parameters that were best on validation.
-        Raises ValueError if the reader does not fit the model, and if the loss is not finite.
-        """
-        sizes, expected = (data_reader.vocab_size, data_reader.seq_length), (self.vocab_size, self.seq_length)
-        if sizes != expected:
-            raise ValueError(f"the reader has (vocab_size, seq_length) {sizes}, the model {expected}")
-        report = report or (lambda rnn: print_row(rnn, data_reader, max_iters))
-        zeros = np.zeros((data_reader.batch_size, self.hidden_size), self.dtype)
-        if self.a_prev.shape != zeros.shape:
-            self.a_prev = zeros
-        data_reader.position = self.iteration * self.seq_length % len(data_reader.inputs)  # where it was
-        started = time.perf_counter() - self.seconds
-        if self.ended(max_iters, threshold):
-            print(
-                f"already at {self.iteration} of {max_iters} iterations, smooth loss {self.smooth_loss:.1f}"
-            )
-        elif not self.history:
-            self.validate(data_reader.val_ids)
-            report(self)
-        while not self.ended(max_iters, threshold):  # step 9: repeat
-            if data_reader.just_started():  # step 1
-                self.a_prev = zeros
-            inputs, targets = data_reader.next_batch()  # step 2
-            a, y_pred = self.forward(inputs, self.a_prev)  # step 3
-            loss = self.loss(y_pred, targets)
-            if not math.isfinite(loss):
-                found = f"the loss is {loss} at iteration {self.iteration + 1}"
-                raise ValueError(f"{found}: try a learning rate below {self.learning_rate:g}")
-            grads = self.backward(inputs, a, y_pred, targets)  # step 4
-            self.update(grads, self.schedule(max_iters))  # step 5, by Adam
-            self.losses.append(loss)  # step 6: the loss of step 3
-            self.smooth_loss += 0.01 * (loss - self.smooth_loss)
-            self.a_prev = a[-1]  # step 7
-            if self.iteration % 500 == 0 or self.ended(max_iters, threshold):  # step 8
-                self.seconds = time.perf_counter() - started
-                self.validate(data_reader.val_ids)
-                report(self)
-        self.use_best()
-        return self.losses
-
-    def validate(self, val_ids):
-        """Add a row to history, and copy the parameters when they are the best so far on validation."""
-        recent = self.losses[self.history[-1][0] :] if self.history else []
-        train_loss = sum(recent) / len(recent) / self.seq_length if recent else math.nan
-        val_loss = self.evaluate(val_ids[:131_072]) if len(val_ids) else math.nan
-        self.history.append([self.iteration, self.seconds, train_loss, val_loss])
-        if self.iteration and val_loss < self.best_loss:
-            self.best, self.best_loss = {name: w.copy() for name, w in self.parameters().items()}, val_loss
-
-    def use_best(self):
-        """Replace the parameters by those that were best on validation, if any."""
-        for name, parameter in self.best.items():
-            setattr(self, name, parameter.copy())
-
-    def evaluate(self, ids):
-        """The mean loss per character, in nats, of a text given as indices; ValueError for fewer than 2.
-        A long text is read as up to 64 streams of at least 2000 characters; each starts from a zero state.
-        """
-        if len(ids) < 2:
-            raise ValueError(f"a text of {len(ids)} characters has nothing to predict: at least 2 are needed")
-        streams = min(64, max(1, len(ids) // 2000))
-        inputs, targets = side_by_side(np.asarray(ids), streams)
-        nats, a_prev = 0.0, np.zeros((streams, self.hidden_size), self.dtype)
-        for start in range(0, len(inputs), 100):  # piece by piece, to save memory
-            a, y_pred = self.forward(inputs[start : start + 100], a_prev)
-            nats += self.loss(y_pred, targets[start : start + 100])  # summed over steps, the mean of streams
-            a_prev = a[-1]
-        return nats / len(inputs)
-
-    def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
-        """n character indices, each drawn from softmax(z_t / temperature) and then fed back as the next x_t.
-        The first input is seed_ix, with hidden state a_prev (H,). Temperature 0 takes the likeliest
-        character; a seed gives the same ones each time. Raises ValueError for n or temperature below 0.
-        """
-        if n < 0 or not 0 <= temperature < math.inf:
-            raise ValueError(f"n {n} and temperature {temperature} must be at least 0")
-        rng, ixs = np.random.default_rng(seed), [int(np.ravel(seed_ix)[0])]  # a number or an array of one
-        a_prev = np.reshape(a_prev, self.hidden_size)
-        for _ in range(n):
-            a, y_pred = self.forward(ixs[-1:], a_prev)
-            a_prev = a[-1]
-            log_y = np.log(np.maximum(y_pred[-1].astype(np.float64), 1e-300))  # z_t minus a constant
-            p = softmax(log_y / max(temperature, 1e-300))  # near 0, only the likeliest keeps p > 0
-            ixs.append(int(rng.choice(self.vocab_size, p=p)))
-        return ixs[1:]
-
-    def predict(self, data_reader, start, n, temperature=1.0, seed=None):
-        """The text start, all of which is read first, and n new characters; all are in data_reader.chars."""
-        if not start:
-            raise ValueError("the start text is empty: at least 1 character is needed")
-        ids, chars = encode(start, data_reader.chars), data_reader.chars
-        a, _ = self.forward(ids[:-1], np.zeros(self.hidden_size))
-        return start + "".join(chars[ix] for ix in self.sample(a[-1], ids[-1], n, temperature, seed))
+def schedule(iteration, max_iters):
+    """The share of the learning rate: a linear warm-up to 1, and half a cosine down to 0."""
+    warm_up = (iteration + 1) / min(100, max_iters / 10)
+    return min(1, warm_up) * (1 + math.cos(math.pi * iteration / max_iters)) / 2
 
 
-def print_row(rnn, data_reader, max_iters):
-    """Print the last row of history, the time left and a short sample; every 10,000 iterations a long one."""
-    iteration, seconds, train_loss, val_loss = rnn.history[-1]
-    row = f"{iteration:>9,}{rnn.smooth_loss:>9.2f}{train_loss:>7.3f}{val_loss:>7.3f}".replace("nan", "  -")
-    earlier, then = rnn.history[-2][:2] if iteration else (-1, 0)
-    to_go = int((seconds - then) / (iteration - earlier) * (max_iters - iteration))
-    left = f"{to_go // 60}:{to_go % 60:02}" if iteration else "-"
-    if iteration == 0:
-        print(HEADER)
-    text = rnn.predict(data_reader, data_reader.chars[0], 300, temperature=0.7, seed=0)[1:]
-    sample = "".join(char if char.isprintable() else " " for char in text[:38])
-    print(f"{row}{left:>7}  {sample}", flush=True)
-    if iteration and iteration % 10_000 == 0:
-        print(f"\n{text}\n", flush=True)
+# --------------------------------------------------------------------------------------------------
+# Checkpoint: all that sampling and an exact resume need, in one .npz file
+
+OF_READER = ("path", "batch_size", "val_fraction", "chars", "shuffle_lines", "checksum")
+OF_RUN = ("seconds", "history", "max_iters", "threshold", "eval_interval")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Checkpoints: all that sampling and an exact resume need, in one .npz file
+def reserve(path):
+    """Create the first of path, path-2, path-3, ... that is free, and return its name."""
+    stem, ending = os.path.splitext(path)
+    name = path
+    number = 1
+    while True:
+        try:
+            open(name, "xb").close()
+            return name
+        except FileExistsError:
+            number += 1
+            name = f"{stem}-{number}{ending}"
 
 
-def write_whole(path, data, keep_old=False, trial=False):
-    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename; a trial ends
-    before the rename. With keep_old, a file that was there becomes path.old."""
+def newest():
+    """The newest of the checkpoints here that train has named."""
+    found = sorted(Path().glob("char_rnn*.npz"), key=os.path.getmtime)
+    if not found:
+        raise Mistake("there is no char_rnn*.npz here: train first, or name a checkpoint")
+    print(f"from {found[-1]}", file=sys.stderr)
+    return str(found[-1])
+
+
+def write_whole(path, data):
+    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename."""
     path = os.path.realpath(path)  # a link stays a link
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} cannot be written: it is a folder or a device")
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if keep_old and not trial and os.path.exists(path):
-            os.replace(path, f"{path}.old")
-        if not trial:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
-def arrays_of(rnn):
-    """All arrays of a model by their names in a checkpoint: Wax are the best parameters, last_Wax those that
-    training goes on from, m_Wax and v_Wax their moments, and so on."""
-    groups = {"": rnn.best or rnn.parameters(), "last_": rnn.parameters(), "m_": rnn.m, "v_": rnn.v}
-    arrays = {prefix + name: group[name] for prefix, group in groups.items() for name in PARAMETERS}
-    history = np.array(rnn.history, np.float64).reshape(-1, 4)
-    return arrays | {"a_prev": rnn.a_prev, "losses": np.array(rnn.losses, np.float64), "history": history}
+def arrays_of(rnn, run):
+    """All arrays by their names in a checkpoint: Wax, best_Wax, m_Wax, v_Wax, and so on."""
+    arrays = {"a_prev": run.a_prev, "losses": np.array(run.losses)}
+    for name, w in rnn.parameters().items():
+        arrays[name] = w
+        arrays[f"best_{name}"] = run.best[name]
+        arrays[f"m_{name}"] = run.m[name]
+        arrays[f"v_{name}"] = run.v[name]
+    return arrays
 
 
-def save_checkpoint(path, rnn, data_reader, settings=None, keep_old=False, trial=False):
-    """Save a model, the characters and the checksum of its text, and the settings (a dict) of its run."""
-    about = {"chars": data_reader.chars, "checksum": data_reader.checksum, "settings": settings or {}}
-    about["model"] = [rnn.seq_length, rnn.learning_rate, rnn.optimizer, rnn.dtype.name]
-    about |= {name: getattr(rnn, name) for name in NUMBERS}
-    np.savez(file := io.BytesIO(), about=np.array(json.dumps(about)), **arrays_of(rnn))
-    write_whole(path, file.getvalue(), keep_old, trial)
+def save_checkpoint(path, rnn, run, reader):
+    """Save a network, its run, where its text is, and a checksum by which it is known again."""
+    sizes = (rnn.hidden_size, rnn.vocab_size, rnn.seq_length)
+    network = [*sizes, rnn.learning_rate, rnn.optimizer]
+    about = {"network": network, "dtype": rnn.dtype.name}
+    for name in OF_READER:
+        about[name] = getattr(reader, name)
+    for name in OF_RUN:
+        about[name] = getattr(run, name)
+    file = io.BytesIO()
+    np.savez(file, about=np.array(json.dumps(about)), **arrays_of(rnn, run))
+    write_whole(path, file.getvalue())
 
 
-def load_checkpoint(path):
-    """A model as training left it (use_best() before sampling), and its chars, checksum and settings.
+def load_checkpoint(path, model=RNN):
+    """A network of a class, its run, and all else that was saved: about.chars, and so on.
 
-    Nothing in the file is executed. Raises ValueError for a file that is damaged or of another kind.
+    The network has the weights that it had reached: rnn.use(run.best) takes the best. Nothing in
+    the file is executed. Raises Mistake for a file that is damaged, of another kind, or without the
+    parameters of such a network.
     """
     data = Path(path).read_bytes()
     try:
-        if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not check the CRCs
-            raise ValueError(f"{damaged} is damaged")
-        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
-        about = argparse.Namespace(**json.loads(str(arrays.pop("about"))))
-        rnn = RNN(*arrays["Wax"].shape, *about.model[:3], dtype=about.model[3])
-        expected = {}
-        for name, array in arrays_of(rnn).items():  # an array empty in a new model can be any length
-            shape = array.shape if array.size else (len(arrays[name]), *array.shape[1:])
-            expected[name] = shape, array.dtype
-        found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        if found != expected or len("".join(about.chars)) != rnn.vocab_size:
-            raise ValueError("its arrays or characters do not fit a model")
-        about.settings, about.checksum = dict(about.settings), int(about.checksum)
-        for name in NUMBERS:
-            setattr(rnn, name, type(getattr(rnn, name))(getattr(about, name)))  # int or float
-        for name in PARAMETERS:
-            setattr(rnn, name, arrays[f"last_{name}"])
-            rnn.m[name], rnn.v[name] = arrays[f"m_{name}"], arrays[f"v_{name}"]
-        if rnn.best_loss < math.inf:  # it was validated
-            rnn.best = {name: arrays[name] for name in PARAMETERS}
-        rnn.a_prev, rnn.losses = arrays["a_prev"], arrays["losses"].tolist()
-        rnn.history = [[int(row[0]), *row[1:]] for row in arrays["history"].tolist()]
+        return unpack(path, data, model)
+    except Mistake:
+        raise
     except Exception as error:  # damaged bytes can raise almost anything
-        raise ValueError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from None
-    return rnn, about
+        raise Mistake(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------
+def unpack(path, data, model):
+    """What load_checkpoint returns, from the bytes of a file."""
+    if zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not compare the checksums
+        raise ValueError("a checksum is wrong")
+    arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
+    about = SimpleNamespace(**json.loads(str(arrays.pop("about"))))
+    if not hasattr(about, "network"):
+        raise Mistake(f"{path} is of an earlier version of char_rnn.py: train again")
+    if len(data) < about.network[0] ** 2:  # before a network of that size is built
+        raise ValueError("its sizes do not fit")
+    rnn = model(*about.network, dtype=about.dtype)
+    run = Run(rnn)
+    for name in OF_RUN:
+        setattr(run, name, getattr(about, name))
+    run.a_prev = arrays["a_prev"].reshape(-1, rnn.hidden_size)
+    for loss in arrays["losses"].tolist():
+        run.add_loss(loss)
+    run.iteration = len(run.losses)
+
+    expected = layout(arrays_of(rnn, run))
+    found = layout(arrays)
+    if found != expected:
+        names = sorted({name for name, _ in found.items() ^ expected.items()})
+        raise Mistake(
+            f"{path} is not of a network of class {model.__name__}: see {', '.join(names)}"
+        )
+    rnn.use(arrays)
+    for name in rnn.parameters():
+        run.best[name] = arrays[f"best_{name}"]
+        run.m[name] = arrays[f"m_{name}"]
+        run.v[name] = arrays[f"v_{name}"]
+    return rnn, run, about
+
+
+def layout(arrays):
+    """The shape and the type of each array of a dict."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+# --------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = str(Path(__file__).with_name("data") / "fables.txt")
-SETTINGS = ("hidden_size", "seq_length", "batch_size", "learning_rate", "optimizer", "val_fraction", "seed")
-SETTINGS += ("max_iters", "threshold")  # how long to train: --resume may change these two
+DATA = str(Path(__file__).resolve().with_name("data") / "fables.txt")
+PLOT = "file for a picture of the losses; needs matplotlib"
+HEADER = "iteration  smooth  train  valid   left  sample"
 
 
-def train_command(args, rnn, about):
-    """Train on a text; from iteration 500 on, every row also saves a checkpoint, a log and a picture."""
-    files = [args.text, args.checkpoint, f"{args.checkpoint}.old", *filter(None, (args.log, args.plot))]
-    if len(set(map(os.path.realpath, files))) < len(files):
-        raise ValueError(f"each of these must be a file of its own: {', '.join(files)}")
-    reader = DataReader(args.text, args.seq_length, args.batch_size, args.val_fraction)
-    if not about:
-        sizes = args.hidden_size, reader.vocab_size, args.seq_length
-        rnn = RNN(*sizes, args.learning_rate, args.optimizer, args.seed)
-    elif about.checksum != reader.checksum:
-        raise ValueError(f"{args.checkpoint} was trained on another text than {args.text}")
-    finished = rnn.ended(args.max_iters, args.threshold)
-    if finished and not about:
-        raise ValueError(f"nothing to train: max_iters {args.max_iters}, threshold {args.threshold}")
-    size = sum(array.size for array in rnn.parameters().values())
-    title = f"{Path(args.text).name}, {rnn.hidden_size} hidden units, {size:,} parameters"
-    fresh, old = not about, not about and os.path.exists(args.checkpoint)
+def say(text):
+    """Print a text, at once; on a terminal without the control characters that could steer it."""
+    if sys.stdout.isatty():
+        text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    print(text, end="", flush=True)
 
-    def save(trial=False):
-        nonlocal fresh
-        settings = {name: getattr(args, name) for name in SETTINGS}
-        save_checkpoint(args.checkpoint, rnn, reader, settings, keep_old=fresh, trial=trial)
-        if args.log:  # a field is empty where a loss was not measured
-            rows = [",".join(map(str, row)).replace("nan", "") for row in rnn.history]
-            log = "\n".join(["iteration,seconds,train_nats,val_nats", *rows, ""])
-            write_whole(args.log, log.encode(), trial=trial)
-        if args.plot:
-            write_whole(args.plot, picture_of(rnn, title, Path(args.plot).suffix), trial=trial)
-        fresh = fresh and trial
 
-    def report(rnn):
-        print_row(rnn, reader, args.max_iters)
-        if rnn.iteration:
-            save()
+def print_progress(rnn, reader, run):
+    """Print a row where a run has just validated, else, on a terminal, a line that is replaced."""
+    seconds_each = run.seconds / max(1, run.iteration)
+    left = f"{seconds_each * (run.max_iters - run.iteration):,.0f} s"
+    if run.just_validated():
+        print_row(rnn, reader, run, left)
+    elif sys.stdout.isatty() and run.iteration % max(1, int(0.2 / seconds_each)) == 0:
+        speed = reader.inputs.size / reader.batches / seconds_each
+        losses = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}"
+        print(f"{losses}  {speed:,.0f} characters/s  {left} left".ljust(79), end="\r", flush=True)
+    if run.ended() and 0 < run.threshold < run.smooth_loss:
+        print(f"the threshold {run.threshold:g} was not reached: smooth is {run.smooth_loss:.3f}")
 
-    save(trial=not finished)  # a file that cannot be written fails now, before training
-    print(f"{title}\n{len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
-    print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {rnn.guessing:.3f}\n")
-    if about and not finished:
+
+def print_row(rnn, reader, run, left):
+    """Print the last row of history, the time left and a short sample."""
+    iteration, _, train_loss, val_loss = run.history[-1]
+    if iteration == 0:
         print(HEADER)
+        left = "-"
+    losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}".replace("nan", "  -")
+    text = rnn.predict(reader, reader.chars[0], 38, temperature=0.7, seed=0)[1:]
+    sample = "".join(char if char.isprintable() else " " for char in text)
+    row = f"{iteration:>9,}{losses}{left:>7}  {sample}"
+    print(f"{row:79}" if sys.stdout.isatty() else row, flush=True)  # as wide as what it replaces
+
+
+def train_command(args):
+    """Start a new run on a text, in a checkpoint of its own."""
+    chars = None
+    if args.init_from:
+        model, model_run, about = load_checkpoint(args.init_from)
+        chars = about.chars
+        args.hidden_size = model.hidden_size
+    options = (args.batch_size, args.val_fraction, chars, args.shuffle_lines)
+    reader = DataReader(args.text, args.seq_length, *options)
+    _, default_rate = OPTIMIZERS[args.optimizer]
+    rate = default_rate if args.learning_rate is None else args.learning_rate
+    sizes = (args.hidden_size, reader.vocab_size, args.seq_length)
+    rnn = RNN(*sizes, rate, args.optimizer, args.seed)
+    if args.init_from:
+        rnn.use(model_run.best)
+    rnn.check(args.threshold)
+    run = Run(rnn)
+    run.max_iters = args.max_iters
+    run.threshold = args.threshold
+    run.eval_interval = args.eval_interval
+    return learn(reserve(args.checkpoint), args.plot, rnn, reader, run)
+
+
+def resume_command(args):
+    """Go on with the run of a checkpoint, exactly as if it had not been stopped."""
+    path = args.checkpoint or newest()
+    rnn, run, about = load_checkpoint(path)
+    text = args.text or about.path
+    options = (about.batch_size, about.val_fraction, about.chars, about.shuffle_lines)
+    reader = DataReader(text, rnn.seq_length, *options)
+    if reader.checksum != about.checksum:
+        raise Mistake(f"{path} was trained on another text than {text}")
+    run.max_iters = args.max_iters or run.max_iters
+    return learn(path, args.plot, rnn, reader, run)
+
+
+def stop(run, number, frame):
+    """Handle Ctrl-C: training ends after the iteration under way; a second Ctrl-C ends at once."""
+    run.stop = True
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def learn(path, plot, rnn, reader, run):
+    """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
+    signal.signal(signal.SIGINT, partial(stop, run))
     try:
-        rnn.train(reader, args.max_iters, args.threshold, report)
-    except KeyboardInterrupt:
-        again = sys.argv if fresh or args.resume else [*sys.argv, "--resume"]
-        print(f"\nstopped; to {'start again' if fresh else 'go on'}:  python {shlex.join(again)}")
-        raise
-    print_result(rnn)
-    print(f"\n{rnn.predict(reader, reader.chars[0], 300, temperature=0.7, seed=0)[1:]}\n")
-    print(f"saved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}")
-    more = [sys.argv[0], "sample", args.checkpoint, "--length", "1000", "--temperature", "0.7"]
-    print(f"for more text:  python {shlex.join(more)}")
+        save(path, plot, rnn, reader, run)  # what cannot be written shows before training
+    finally:
+        if os.path.getsize(path) == 0:  # reserved in vain
+            os.remove(path)
+    print_heading(path, rnn, reader, run)
+    report = partial(report_and_save, path, plot, rnn, reader)
+    rnn.train(reader, run.max_iters, run.threshold, report, run)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    save(path, plot, rnn, reader, run)
+    if run.stop:
+        print(f"\nstopped after iteration {run.iteration:,}, saved in {path}")
+        if reader.path != "-":  # which cannot be read again
+            flags = ["--plot", plot] if plot else []
+            print(f"to go on:  {command_line('resume', path, *flags)}")
+        return 130
+    print_result(path, rnn, reader, run)
+    return 0
 
 
-def print_result(rnn):
-    """Print the best validation loss, if there is one, and a warning if the run went badly."""
-    if rnn.best:
-        first, last, best = rnn.history[0], rnn.history[-1], min(rnn.history[1:], key=lambda row: row[3])
-        print(f"\nvalidation loss {best[3]:.4f} nats per character (perplexity {math.exp(best[3]):.2f})")
-        print(f"after iteration {best[0]:,}, the best of the run: its parameters are kept")
-        if last[3] > 1.01 * best[3] and last[2] < best[2] < rnn.guessing:
-            print(f"then it rose to {last[3]:.3f}, which is overfitting: try fewer iterations, or more text")
-        elif last[3] > max(rnn.guessing, first[3]):
-            print("it ended worse than guessing: the learning rate is too high, or the text too short")
+def report_and_save(path, plot, rnn, reader, run):
+    """Print progress, and save where a run has just validated."""
+    print_progress(rnn, reader, run)
+    if run.just_validated():
+        save(path, plot, rnn, reader, run)
 
 
-def picture_of(rnn, title, suffix):
-    """The losses over the iterations as the bytes of a picture; suffix, say .png, gives its format."""
-    from matplotlib.figure import Figure
+def save(path, plot, rnn, reader, run):
+    """Write the picture, if one is wanted, and the checkpoint of a run."""
+    if plot and os.path.realpath(plot) == os.path.realpath(reader.path):
+        raise Mistake(f"--plot {plot} is the text: name another file")
+    if plot:
+        write_whole(plot, picture_of(plot, rnn, run))
+    save_checkpoint(path, rnn, run, reader)
 
-    losses, history = np.array(rnn.losses) / rnn.seq_length, np.array(rnn.history).reshape(-1, 4)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+
+def picture_of(plot, rnn, run):
+    """The losses over the iterations as the bytes of a picture with the ending of a file name."""
+    ending = Path(plot).suffix
+    if ending not in (".png", ".svg", ".pdf"):
+        raise Mistake(f"--plot must end in .png, .svg or .pdf, not {plot}")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise Mistake("--plot needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    axes.plot(np.arange(len(losses)) + 1, losses, "C0", alpha=0.3, linewidth=0.5, label="training")
-    if len(losses) >= 50:
-        mean = np.convolve(losses, np.ones(50) / 50, "valid")
-        axes.plot(np.arange(len(mean)) + 25, mean, "C0", label="training, mean over 50")
-    if rnn.best:
-        axes.plot(history[1:, 0], history[1:, 3], "C1o-", label="validation")
-        best = history[1:][history[1:, 3].argmin()]
-        axes.plot(best[0], best[3], "C3*", markersize=14, label=f"best: {best[3]:.3f}")
-    axes.axhline(rnn.guessing, color="grey", linestyle=":", label="guessing")
-    axes.set(title=title, xlabel="iteration", ylabel="loss (nats per character)")
+    iterations, _, train_losses, val_losses = np.reshape(run.history, (-1, 4)).T
+    axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
+    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the row before")
+    axes.plot(iterations, val_losses, "C1o-", label="validation")
+    axes.axhline(math.log(rnn.vocab_size), color="grey", linestyle=":", label="guessing")
+    axes.set(xlabel="iteration", ylabel="loss (nats per character)")
     axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(picture := io.BytesIO(), format=suffix[1:] or "png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending[1:])
     return picture.getvalue()
 
 
-def sample_command(args, rnn, about):
-    """Print the start text and the model's continuation."""
-    start = about.chars[0] if args.start is None else args.start
-    start = read_text(args.start_file) if args.start_file else start
-    print(rnn.predict(about, start, args.length, args.temperature, args.seed))
+def print_heading(path, rnn, reader, run):
+    """Print what is trained on what, how often it will be read, and where the run stands."""
+    size = sum(w.size for w in rnn.parameters().values())
+    print(f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters")
+    print(f"{len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
+    print(f"{run.max_iters:,} iterations read it {run.max_iters / reader.batches:.1f} times")
+    guessing = math.log(rnn.vocab_size)
+    print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {guessing:.3f}")
+    print(f"saved in {path}\n", flush=True)
+    if run.ended():
+        print(f"the run has ended at iteration {run.iteration:,}")
+    elif run.history:
+        print(HEADER, flush=True)
 
 
-def test_command(args, rnn, about):
-    """Print how well a model predicts a text; --show colours its start, or lists the words that cost most."""
+def print_result(path, rnn, reader, run):
+    """Print how good the best weights are, and what they write."""
+    rnn.use(run.best)
+    if len(reader.val_ids):
+        nats = rnn.evaluate(reader.val_ids)
+        print(f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},")
+        print(f"on all {len(reader.val_ids):,} characters held out, by the weights of the best row")
+    print()
+    for char in islice(rnn.write(reader, reader.chars[0], temperature=0.7, seed=0), 300):
+        say(char)
+    more = command_line("sample", path, "--length", "1000", "--temperature", "0.7")
+    print(f"\n\nfor more text:\n{more}")
+
+
+def command_line(command, path, *flags):
+    """A command as one types it."""
+    return f"python {shlex.join([sys.argv[0], command, path, *flags])}"
+
+
+def sample_command(args):
+    """Print new text as it is drawn: so many characters after a start, or so many lines."""
+    rnn, run, about = load_checkpoint(args.checkpoint or newest())
+    rnn.use(run.best)
+    start = args.start or ("" if args.lines else about.chars[0])
+    before = "\n" if args.lines else ""
+    length = 1000 if args.lines else args.length
+    rng = np.random.default_rng(args.seed)
+    for _ in range(args.lines or 1):
+        say(start)
+        for char in islice(rnn.write(about, before + start, args.temperature, rng), length):
+            if args.lines and char == "\n":
+                break
+            say(char)
+        say("\n")
+
+
+def test_command(args):
+    """Print how well a model predicts a text, as a whole or line by line."""
+    rnn, run, about = load_checkpoint(args.checkpoint)
+    rnn.use(run.best)
     text = read_text(args.text)
+    if zlib.crc32(text.encode()) == about.checksum:
+        print("the model was trained on this text: it has seen it before", file=sys.stderr)
     if unknown := set(text) - set(about.chars):
-        print(f"left out, since the model never saw them: {' '.join(map(repr, sorted(unknown)))}")
+        print(f"left out, as the model never saw them: {names_of(unknown)}", file=sys.stderr)
         text = "".join(char for char in text if char not in unknown)
-    ids = encode(text, about.chars)
-    for name, nats in (("the model", rnn.evaluate(ids)), ("guessing", rnn.guessing)):
-        bits = nats / math.log(2)
-        print(f"{name}: {nats:.4f} nats ({bits:.4f} bits) per character, perplexity {math.exp(nats):.2f}")
-    if args.show:
-        _, y_pred = rnn.forward(ids[: args.show], np.zeros(rnn.hidden_size))
-        nats = [rnn.loss(y, [ix]) for y, ix in zip(y_pred, ids[1:])]
-        if sys.stdout.isatty():
-            reds = ["", *(f"\033[97;48;5;{red}m" for red in (52, 88, 124, 160, 196))]
-            print("nats:", *(f"{red} {cost} \033[0m" for cost, red in enumerate(reds)), "or more")
-            print("".join(f"{reds[min(int(cost), 5)]}{char}\033[0m" for char, cost in zip(text[1:], nats)))
-        else:
-            words = re.finditer(r"\S+", text[1 : len(nats) + 1])
-            costs = [(sum(nats[word.start() : word.end()]), word[0]) for word in words]
-            for cost, word in sorted(costs, reverse=True)[:10]:
-                print(f"{cost:8.2f} nats  {word}")
+    if args.lines:
+        for line in io.StringIO(text):
+            nats = rnn.evaluate(encode("\n" + line, about.chars))
+            say(f"{nats:7.3f}  {line}")
+        return
+    nats = rnn.evaluate(encode(text, about.chars))
+    print(f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character")
+    print(f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}")
+
+
+def whole(text, least=1):
+    """A whole number, from least to a thousand million."""
+    number = int(text) if re.fullmatch("[0-9]{1,10}", text) else -1
+    if not least <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
+    return number
+
+
+def add_train(train):
+    """The arguments of the command train."""
+    train.set_defaults(run=train_command)
+    add = train.add_argument
+    add("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
+    size = train.add_mutually_exclusive_group()
+    size.add_argument("--hidden-size", type=whole, default=256, help="hidden units (256)")
+    meaning = "start from the weights and characters of this checkpoint"
+    size.add_argument("--init-from", metavar="NPZ", help=meaning)
+    add("--seq-length", type=whole, default=32, help="steps of backpropagation (32)")
+    add("--batch-size", type=whole, default=16, help="streams of text read side by side (16)")
+    add("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule (adam)")
+    rates = ", ".join(f"{rate:g} for {name}" for name, (_, rate) in OPTIMIZERS.items())
+    add("--learning-rate", type=float, help=f"its peak, after the warm-up ({rates})")
+    add("--max-iters", type=whole, default=2500, help="iterations, one update each (2500)")
+    add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0)")
+    add("--eval-interval", type=whole, default=500, help="iterations from row to row (500)")
+    add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
+    meaning = "put the lines in another order first: for lists of names"
+    add("--shuffle-lines", action="store_true", help=meaning)
+    add("--seed", type=partial(whole, least=0), default=0, help="of the random numbers (0)")
+    meaning = "file to save in; if it is there, NAME-2.npz, and so on (char_rnn.npz)"
+    add("--checkpoint", metavar="NPZ", default="char_rnn.npz", help=meaning)
+    add("--plot", metavar="PNG", help=PLOT)
+
+
+def add_resume(resume):
+    """The arguments of the command resume."""
+    resume.set_defaults(run=resume_command)
+    resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
+    resume.add_argument("text", nargs="?", help="its text, if it is elsewhere now")
+    meaning = "iterations in all; more than before raise the learning rate of a finished run again"
+    resume.add_argument("--max-iters", type=whole, help=meaning)
+    resume.add_argument("--plot", metavar="PNG", help=PLOT)
+
+
+def add_sample(sample):
+    """The arguments of the command sample."""
+    sample.set_defaults(run=sample_command)
+    add = sample.add_argument
+    add("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
+    add("--start", metavar="TEXT", help="text to go on from")
+    end = sample.add_mutually_exclusive_group()
+    number = partial(whole, least=0)
+    end.add_argument("--length", type=number, default=400, help="characters to draw (400)")
+    meaning = "draw so many whole lines instead, each after a newline"
+    end.add_argument("--lines", type=whole, default=0, metavar="N", help=meaning)
+    add("--temperature", type=float, default=1.0, help="under 1 less random, over 1 more (1)")
+    add("--seed", type=number, help="of the random numbers (another each time)")
+
+
+def add_test(test):
+    """The arguments of the command test."""
+    test.set_defaults(run=test_command)
+    test.add_argument("checkpoint", help="trained model")
+    test.add_argument("text", help="UTF-8 text; - is standard input")
+    test.add_argument("--lines", action="store_true", help="nats per character before each line")
 
 
 def parse(argv):
-    """The arguments, and what load_checkpoint returns, or None twice if no checkpoint is read."""
-    parser = argparse.ArgumentParser(prog="char_rnn.py", description=__doc__.splitlines()[0])
+    """The arguments of the command line; a command that is left out is train."""
+    meaning = "A character-level recurrent neural network, from scratch in NumPy."
+    parser = argparse.ArgumentParser(prog="char_rnn.py", description=meaning)
     commands = parser.add_subparsers(title="commands", required=True)
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    train = commands.add_parser("train", help="learn from a text (also without a command)", **formatter)
-    train.set_defaults(run=train_command)
-    train.add_argument("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
-    train.add_argument("--hidden-size", type=int, default=256, help="hidden units")
-    train.add_argument("--seq-length", type=int, default=32, help="steps of backpropagation")
-    train.add_argument("--batch-size", type=int, default=16, help="streams of text read side by side")
-    train.add_argument("--learning-rate", type=float, default=6e-3, help="its peak, after the warm-up")
-    train.add_argument("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule")
-    train.add_argument("--max-iters", type=int, default=2500, help="iterations, one update each")
-    train.add_argument("--threshold", type=float, default=0.0, help="stop at this smooth loss")
-    train.add_argument("--val-fraction", type=float, default=0.1, help="share of the text held out")
-    train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
-    train.add_argument("--checkpoint", default="char_rnn.npz", help="file to save in")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
-    train.add_argument("--log", metavar="CSV", help="file for the losses, a line for each row")
-    train.add_argument("--plot", metavar="PNG", help="file for a picture of the losses (needs matplotlib)")
-
-    sample = commands.add_parser("sample", help="write text with a trained model", **formatter)
-    sample.set_defaults(run=sample_command)
-    sample.add_argument("checkpoint", nargs="?", default="char_rnn.npz", help="checkpoint of a trained model")
-    start = sample.add_mutually_exclusive_group()
-    start.add_argument("--start", metavar="TEXT", help="text to go on from")
-    start.add_argument("--start-file", metavar="FILE", help="file with that text; - is standard input")
-    sample.add_argument("--length", type=int, default=400, help="characters to draw")
-    sample.add_argument("--temperature", type=float, default=1.0, help="under 1 less random, over 1 more")
-    sample.add_argument("--seed", type=int, help="seed of the random numbers")
-
-    test = commands.add_parser("test", help="measure how well a trained model predicts a text", **formatter)
-    test.set_defaults(run=test_command)
-    test.add_argument("checkpoint", help="checkpoint of a trained model")
-    test.add_argument("text", help="UTF-8 text")
-    test.add_argument("--show", type=int, metavar="N", help="print the losses of the first N characters")
-
-    if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
-        if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
-            parser.error(f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file")
-        argv = ["train", *argv]
-    args = parser.parse_args(argv)
-    if args.run is train_command and not args.resume:
-        return args, None, None
-    rnn, about = load_checkpoint(args.checkpoint)
-    if args.run is train_command:
-        saved = {name: about.settings[name] for name in SETTINGS if name in about.settings}
-        train.set_defaults(**saved)  # on the subparser, because argparse ignores them on the parent
-        args = parser.parse_args(argv)
-        for name in saved.keys() - {"max_iters", "threshold"}:
-            if (given := getattr(args, name)) != saved[name]:
-                raise ValueError(f"{args.checkpoint} was trained with {name} {saved[name]}, not {given}")
-    else:
-        rnn.use_best()
-    return args, rnn, about
+    add_train(commands.add_parser("train", help="learn from a text (also without a command)"))
+    add_resume(commands.add_parser("resume", help="go on with a run that was stopped"))
+    add_sample(commands.add_parser("sample", help="write text with a trained model"))
+    add_test(commands.add_parser("test", help="measure how well a model predicts a text"))
+    if argv[:1] and argv[0] in (*commands.choices, "-h", "--help"):
+        return parser.parse_args(argv)
+    return parser.parse_args(["train", *argv])
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status: 2 after an error, told in one line, 130 after Ctrl-C."""
+    """Run the command line; the exit status is 2 after a mistake, told in one line."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="replace")
     try:
-        args, rnn, about = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args, rnn, about) or 0
+        args = parse(sys.argv[1:] if argv is None else argv)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, OverflowError, MemoryError, ImportError) as error:
+    except (Mistake, OSError, MemoryError) as error:
         print(f"char_rnn.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
 

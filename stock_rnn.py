@@ -50,11 +50,23 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 # ------------------------------------------------------------------------------------------------------------
 # Data: from a CSV file to windows of prices and the price that follows each
 
-KLINE = ["open_time", "open", "high", "low", "close", "volume", "close_time"]  # and five more, at Binance
+KLINE = [
+    "open_time",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "close_time",
+]  # and five more, at Binance
 MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", "."}
 PRICE = re.compile(r"[$€£¥]? ?(\d+|\d{1,3}(,\d{3})+)(\.\d*)? ?[$€£¥]?")  # 1,403.13 but not 1403,13
 DAYS = ["%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%Y-%m-%d", "%d-%b-%Y", "%d-%b-%y"]
-DAYS = [day.replace("-", sign) for day in DAYS for sign in "/.-"] + ["%b %d, %Y", "%d %b %Y", "%Y%m%d"]
+DAYS = [day.replace("-", sign) for day in DAYS for sign in "/.-"] + [
+    "%b %d, %Y",
+    "%d %b %Y",
+    "%Y%m%d",
+]
 CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
 TIME_FORMS = ["number", "ISO", "%Y-%m", *(day + clock for day in DAYS for clock in CLOCKS)]
 EPOCH = datetime(1970, 1, 1)
@@ -80,7 +92,9 @@ def load_prices(path, column="open", every=1):
             if not prices and (word or row[0].lower() in ("ticker", "date", "datetime")):
                 continue  # a further header row: yfinance has two
             if price is None or price <= 0 or price == math.inf:
-                raise ValueError(f"{path}, line {line}: {cell!r} is not a positive number such as 1403.13")
+                raise ValueError(
+                    f"{path}, line {line}: {cell!r} is not a positive number such as 1403.13"
+                )
             if math.isnan(price):
                 missing.append(line)
                 continue
@@ -96,7 +110,9 @@ def load_prices(path, column="open", every=1):
     if times:
         seconds = read_times(path, list(times.values()), lines)
         told["older than the row above: sorted"] = lines[1:][np.diff(seconds) < 0]
-        order = np.argsort(seconds, kind="stable")  # of rows with the same time, the first stays first
+        order = np.argsort(
+            seconds, kind="stable"
+        )  # of rows with the same time, the first stays first
         seconds, prices, lines = seconds[order], prices[order], lines[order]
         again = np.append(False, np.diff(seconds) == 0)
         told["at the time of another: dropped"] = lines[again]
@@ -106,21 +122,28 @@ def load_prices(path, column="open", every=1):
         prices = prices[~again]
     for what, found in told.items():
         if len(found):
-            print(f"{path}: {len(found):,} rows {what} (the first in line {min(found)})", file=sys.stderr)
+            print(
+                f"{path}: {len(found):,} rows {what} (the first in line {min(found)})",
+                file=sys.stderr,
+            )
     return prices[::every]
 
 
 def read_header(path, file, column):
     """The column names, the place of the column, the rows below, the delimiter; Binance has no header."""
     head = list(itertools.islice(file, 50))
-    if head and head[0].startswith("\ufffd\ufffd"):  # what became of the two bytes that UTF-16 begins with
+    if head and head[0].startswith(
+        "\ufffd\ufffd"
+    ):  # what became of the two bytes that UTF-16 begins with
         raise ValueError(f"{path} looks like UTF-16: save it as UTF-8")
     for delimiter in ",;\t":
         rows = csv.reader(itertools.chain(head, file), delimiter=delimiter)
         for row in itertools.islice(rows, len(head)):
             names = [name.strip(" <>").lower() for name in row]
             if names.count(column) > 1:
-                raise ValueError(f"{path}, line {rows.line_num} names {column!r} {names.count(column)} times")
+                raise ValueError(
+                    f"{path}, line {rows.line_num} names {column!r} {names.count(column)} times"
+                )
             if column in names:
                 return names, names.index(column), rows, delimiter
     delimiter = max(",;\t", key="".join(head).count)
@@ -128,9 +151,13 @@ def read_header(path, file, column):
     if len(table[0]) == 12 and column in KLINE and None not in map(to_number, table[0]):
         return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file)), ","
     header = next(row for row in table if len(row) == len(table[-1]))
-    numeric = [name for name, cell in zip(header, table[-1]) if to_number(cell) and to_number(name) is None]
+    numeric = [
+        name for name, cell in zip(header, table[-1]) if to_number(cell) and to_number(name) is None
+    ]
     hint = (
-        f"try --column {' or '.join(map(shlex.quote, numeric))}" if numeric else "its first line must name it"
+        f"try --column {' or '.join(map(shlex.quote, numeric))}"
+        if numeric
+        else "its first line must name it"
     )
     raise ValueError(f"{path} has no column {column!r}: {hint}")
 
@@ -148,9 +175,13 @@ def to_number(cell, delimiter=","):
 
 def time_columns(names, row):
     """The columns whose name says that they hold times or, where none does, those that begin with a date."""
-    named = [ix for ix, name in enumerate(names) if re.search(r"\btime|time\b|date|unix|_at\b", name)]
+    named = [
+        ix for ix, name in enumerate(names) if re.search(r"\btime|time\b|date|unix|_at\b", name)
+    ]
     words = [ix for ix, cell in enumerate(row) if to_number(cell) is None]
-    return named or [ix for ix in words if any(len(read_column([row[ix]], form)) for form in TIME_FORMS)]
+    return named or [
+        ix for ix in words if any(len(read_column([row[ix]], form)) for form in TIME_FORMS)
+    ]
 
 
 def read_times(path, columns, lines):
@@ -174,7 +205,9 @@ def read_times(path, columns, lines):
         if in_order or len(found) == 1:
             return (in_order or found)[0]
     at = min(longest, len(cells) - 1)
-    raise ValueError(f"{path}, line {lines[at]}: the time {cells[at]!r} is unclear; 2017-10-01 20:00 is not")
+    raise ValueError(
+        f"{path}, line {lines[at]}: the time {cells[at]!r} is unclear; 2017-10-01 20:00 is not"
+    )
 
 
 def read_column(cells, form):
@@ -191,7 +224,9 @@ def read_column(cells, form):
                 moment = datetime.strptime(cell, form)
             epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
             seconds.append((moment - epoch).total_seconds())
-    for _ in range(2):  # what is in microseconds becomes milliseconds, and what is in milliseconds seconds
+    for _ in range(
+        2
+    ):  # what is in microseconds becomes milliseconds, and what is in milliseconds seconds
         seconds = np.where(np.abs(seconds) > 1e11, np.divide(seconds, 1000), seconds)
     return seconds
 
@@ -212,11 +247,17 @@ class StockDataset(Dataset):
     """
 
     def __init__(self, prices, seq_length, normalise="window", scale=None):
-        self.prices, self.seq_length, self.normalise = np.array(prices, np.float64), seq_length, normalise
+        self.prices, self.seq_length, self.normalise = (
+            np.array(prices, np.float64),
+            seq_length,
+            normalise,
+        )
         if normalise not in ("window", "range"):
             raise ValueError(f"normalise must be window or range, not {normalise}")
         if self.prices.ndim != 1 or not 1 <= seq_length < len(self.prices):
-            raise ValueError(f"{self.prices.shape} prices do not hold a window of {seq_length} and one more")
+            raise ValueError(
+                f"{self.prices.shape} prices do not hold a window of {seq_length} and one more"
+            )
         low, high = float(self.prices.min()), float(self.prices.max())
         if not math.isfinite(high - low) or (normalise == "window" and low <= 0):
             raise ValueError(f"prices must be finite and above zero, not from {low} to {high}")
@@ -225,9 +266,13 @@ class StockDataset(Dataset):
             if normalise == "window":
                 scale = unit = float(np.std(np.diff(self.prices) / self.prices[:-1]))
             if unit < 1e-12:
-                raise ValueError(f"prices from {low:g} to {high:g} that all change alike: nothing to learn")
+                raise ValueError(
+                    f"prices from {low:g} to {high:g} that all change alike: nothing to learn"
+                )
         self.scale = scale
-        self.windows = torch.from_numpy(self.prices).unfold(0, seq_length + 1, 1)  # (N - T, T + 1), a view
+        self.windows = torch.from_numpy(self.prices).unfold(
+            0, seq_length + 1, 1
+        )  # (N - T, T + 1), a view
 
     def __len__(self):
         return len(self.windows)
@@ -304,7 +349,14 @@ class Naive(nn.Module):
 
 
 def train(
-    model, train_loader, val_loader, epochs=60, learning_rate=3e-4, weight_decay=0.1, report=None, state=None
+    model,
+    train_loader,
+    val_loader,
+    epochs=60,
+    learning_rate=3e-4,
+    weight_decay=0.1,
+    report=None,
+    state=None,
 ):
     """Minimise the mean squared error with AdamW; returns {"train_loss": [...], "val_loss": [...]} by epoch.
 
@@ -333,14 +385,20 @@ def train(
             total, count = total + loss.item() * len(output), count + len(output)
         train_loss, val_loss = total / count, evaluate(model, val_loader)[0]
         if not math.isfinite(train_loss + val_loss):
-            raise ValueError(f"no finite loss in epoch {epoch + 1}: try a rate below {learning_rate:g}")
+            raise ValueError(
+                f"no finite loss in epoch {epoch + 1}: try a rate below {learning_rate:g}"
+            )
         if val_loss < min(history["val_loss"], default=math.inf):
             best = copy.deepcopy(model.state_dict())
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
         if report:
             random = torch.get_rng_state()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "history": history,
+            }
             report(copy.deepcopy(state | {"best": best, "random": random}))
             torch.set_rng_state(random)  # whatever report draws, training goes on as without it
     model.load_state_dict(best)
@@ -349,11 +407,15 @@ def train(
 
 def squared_error(model, batch):
     """The mean squared error of a model on a batch (x, target), and its outputs."""
-    device = next(model.parameters(), torch.empty(0)).device  # without parameters, the default device
+    device = next(
+        model.parameters(), torch.empty(0)
+    ).device  # without parameters, the default device
     x, target = (part.to(device) for part in batch)
     output = model(x)
     if output.shape != target.shape:  # torch would broadcast them, and learn something else
-        raise ValueError(f"the model answers {tuple(output.shape)} where targets are {tuple(target.shape)}")
+        raise ValueError(
+            f"the model answers {tuple(output.shape)} where targets are {tuple(target.shape)}"
+        )
     return nn.functional.mse_loss(output, target), output
 
 
@@ -369,7 +431,9 @@ def evaluate(model, loader):
 def predict(model, dataset):
     """The predicted prices for all windows of a StockDataset, (N - T,) float64."""
     outputs = evaluate(model, batches(dataset, 1024))[1]
-    return dataset.to_price(outputs[:, 0].double().cpu().numpy(), dataset.prices[dataset.seq_length - 1 : -1])
+    return dataset.to_price(
+        outputs[:, 0].double().cpu().numpy(), dataset.prices[dataset.seq_length - 1 : -1]
+    )
 
 
 def test(model, test_set):
@@ -382,10 +446,15 @@ def test(model, test_set):
 
     Only a t beyond 2 or -2 is more than chance explains. Raises ValueError when the prices never move.
     """
-    last, true = test_set.prices[test_set.seq_length - 1 : -1], test_set.prices[test_set.seq_length :]
+    last, true = (
+        test_set.prices[test_set.seq_length - 1 : -1],
+        test_set.prices[test_set.seq_length :],
+    )
     moved = true != last
     if not moved.any():
-        raise ValueError(f"the {len(true)} prices to test on never move, which leaves nothing to predict")
+        raise ValueError(
+            f"the {len(true)} prices to test on never move, which leaves nothing to predict"
+        )
     loss, predicted = evaluate(model, batches(test_set, 1024))[0], predict(model, test_set)
     error, naive_error = predicted - true, last - true
     d = naive_error**2 - error**2
@@ -393,14 +462,22 @@ def test(model, test_set):
     t = float(d.mean() / (d.std() / math.sqrt(len(d)))) if d.std() else 0.0
     right = np.sign(predicted - last)[moved] == np.sign(true - last)[moved]
     figures = {"rmse": rmse, "mae": float(np.mean(abs(error))), "naive_rmse": naive_rmse}
-    return figures | {"loss": loss, "theil_u": rmse / naive_rmse, "t": t, "direction": float(np.mean(right))}
+    return figures | {
+        "loss": loss,
+        "theil_u": rmse / naive_rmse,
+        "t": t,
+        "direction": float(np.mean(right)),
+    }
 
 
 def forecast(model, dataset, steps=1):
     """The `steps` prices after the dataset's last one, (steps,) float64; each is fed back for the next."""
     prices, T = list(dataset.prices), dataset.seq_length
     for _ in range(steps):
-        window = [*prices[-T:], prices[-1]]  # a window has a target: any price will do, it is not looked at
+        window = [
+            *prices[-T:],
+            prices[-1],
+        ]  # a window has a target: any price will do, it is not looked at
         prices.append(predict(model, StockDataset(window, T, dataset.normalise, dataset.scale))[0])
     return np.array(prices[len(dataset.prices) :])
 
@@ -442,7 +519,9 @@ def load_checkpoint(path):
     Nothing in the file is executed; ValueError for a file that is damaged or of another kind."""
     data = Path(path).read_bytes()
     try:
-        if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load does not check the CRCs
+        if damaged := zipfile.ZipFile(
+            io.BytesIO(data)
+        ).testzip():  # torch.load does not check the CRCs
             raise ValueError(f"{damaged} is damaged")
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         about = argparse.Namespace(**{name: saved[name] for name in ("scale", "seen", "checksum")})
@@ -451,9 +530,15 @@ def load_checkpoint(path):
         model = RNN(about.settings["hidden_size"], about.settings["num_layers"])
         for name in ("model", "best"):  # names and shapes of both must be those of the model
             model.load_state_dict(about.state[name])
-        torch.optim.AdamW(model.parameters()).load_state_dict(copy.deepcopy(about.state["optimizer"]))
-    except Exception as error:  # zipfile and torch have no list of what damaged bytes make them raise
-        raise ValueError(f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}") from None
+        torch.optim.AdamW(model.parameters()).load_state_dict(
+            copy.deepcopy(about.state["optimizer"])
+        )
+    except (
+        Exception
+    ) as error:  # zipfile and torch have no list of what damaged bytes make them raise
+        raise ValueError(
+            f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}"
+        ) from None
     return model, about
 
 
@@ -463,13 +548,27 @@ def load_checkpoint(path):
 DATA = str(Path(__file__).with_name("data") / "btcusd_20h.csv")
 FROM_TORCH = (RuntimeError, AssertionError, TypeError)  # say, for a device or a size that cannot be
 STATE = ("model", "optimizer", "history", "best", "random")
-SETTINGS = ("column", "every", "normalise", "hidden_size", "num_layers", "seq_length", "batch_size", "seed")
+SETTINGS = (
+    "column",
+    "every",
+    "normalise",
+    "hidden_size",
+    "num_layers",
+    "seq_length",
+    "batch_size",
+    "seed",
+)
 SETTINGS += ("learning_rate", "weight_decay", "val_fraction", "test_fraction", "epochs")
 
 
 def train_command(args, model, about):
     """Train on a file of prices, saving a checkpoint after every epoch, and test on the last part of it."""
-    files = [args.prices, args.checkpoint, f"{args.checkpoint}.old", *filter(None, (args.log, args.plot))]
+    files = [
+        args.prices,
+        args.checkpoint,
+        f"{args.checkpoint}.old",
+        *filter(None, (args.log, args.plot)),
+    ]
     if len(set(map(os.path.realpath, files))) < len(files):
         raise ValueError(f"each of these must be a file of its own: {', '.join(files)}")
     prices = load_prices(args.prices, args.column, args.every)
@@ -477,7 +576,9 @@ def train_command(args, model, about):
     seen = len(prices) - len(parts[2])
     rest = {"scale": parts[0].scale, "seen": seen, "checksum": zlib.crc32(prices[:seen].tobytes())}
     if about and rest != {name: getattr(about, name) for name in rest}:
-        raise ValueError(f"{args.checkpoint} was trained on other prices than those of {args.prices}")
+        raise ValueError(
+            f"{args.checkpoint} was trained on other prices than those of {args.prices}"
+        )
     rest["settings"] = {name: getattr(args, name) for name in SETTINGS}
     torch.manual_seed(args.seed)
     model = RNN(args.hidden_size, args.num_layers).to(args.device)
@@ -493,7 +594,9 @@ def train_command(args, model, about):
         save_checkpoint(args.checkpoint, state, rest, keep_old=fresh, trial=trial)
         rows = list(zip(itertools.count(1), *state["history"].values()))
         if args.log:
-            log = "\n".join(["epoch,train_loss,val_loss", *(",".join(map(str, row)) for row in rows), ""])
+            log = "\n".join(
+                ["epoch,train_loss,val_loss", *(",".join(map(str, row)) for row in rows), ""]
+            )
             write_whole(args.log, log.encode(), trial=trial)
         fresh = fresh and trial
         return rows
@@ -501,11 +604,16 @@ def train_command(args, model, about):
     def report(state):
         epoch, train_loss, val_loss = save(state)[-1]
         if epoch == args.epochs or epoch % math.ceil(args.epochs / 12) == 0:  # about a dozen rows
-            print(f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{val_loss / naive[1]:>15.4f}", flush=True)
+            print(
+                f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{val_loss / naive[1]:>15.4f}",
+                flush=True,
+            )
 
     save(state, trial=not finished)  # what cannot be written shows now, and not after training
     if args.plot:
-        write_whole(args.plot, picture_of(model, parts[2], state["history"], naive, args.plot), trial=True)
+        write_whole(
+            args.plot, picture_of(model, parts[2], state["history"], naive, args.plot), trial=True
+        )
     sizes = "{:,} to train on, {:,} to validate, {:,} to test".format(*map(len, parts))
     print(f"{Path(args.prices).name}, {len(prices):,} values of {args.column}; {sizes}\n")
     header = f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
@@ -522,7 +630,9 @@ def train_command(args, model, about):
     print(f"\nlast value {prices[-1]:,.7g}; next: {forecast(model, parts[2])[0]:,.7g}")
     if args.plot:
         write_whole(args.plot, picture_of(model, parts[2], history, naive, args.plot))
-    print(f"\nsaved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}")
+    print(
+        f"\nsaved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}"
+    )
     more = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
     print(f"for more values:  python {more}")
 
@@ -533,14 +643,20 @@ def print_test(model, test_set, title):
     u, t = figures["theil_u"], figures["t"]
     digits = max(2, 3 - math.floor(math.log10(naive["rmse"])))
     print(f"\n{f'test on {len(test_set):,} {title}':<42}{'model':>12}{'naive':>12}")
-    print(f"{'root mean square error':<42}{figures['rmse']:>12,.{digits}f}{naive['rmse']:>12,.{digits}f}")
-    print(f"{'mean absolute error':<42}{figures['mae']:>12,.{digits}f}{naive['mae']:>12,.{digits}f}")
+    print(
+        f"{'root mean square error':<42}{figures['rmse']:>12,.{digits}f}{naive['rmse']:>12,.{digits}f}"
+    )
+    print(
+        f"{'mean absolute error':<42}{figures['mae']:>12,.{digits}f}{naive['mae']:>12,.{digits}f}"
+    )
     print(f"{'Theil U, the ratio of the first':<42}{u:>12.4f}{1:>12.4f}")
     print(f"{'moves with the right sign':<42}{figures['direction']:>12.1%}")
     print(f"{'Diebold-Mariano t':<42}{t:>12.2f}\n")
     if abs(t) > 2:
         word, change = ("Better", "smaller") if t > 0 else ("Worse", "larger")
-        print(f"{word} than naming the last value: the root mean square error is {abs(1 - u):.1%} {change}.")
+        print(
+            f"{word} than naming the last value: the root mean square error is {abs(1 - u):.1%} {change}."
+        )
     else:
         print("No evidence of skill: chance explains the difference from naming the last value.")
 
@@ -570,7 +686,9 @@ def test_command(args, model, about):
     """Test a checkpoint on all prices of a file that it was not trained on."""
     prices, title = load_prices(args.prices, args.column, args.every), "values"
     if len(prices) > about.seen and zlib.crc32(prices[: about.seen].tobytes()) == about.checksum:
-        print(f"{args.prices} begins with the {about.seen:,} values of the training: the rest is the test")
+        print(
+            f"{args.prices} begins with the {about.seen:,} values of the training: the rest is the test"
+        )
         prices, title = prices[about.seen - args.seq_length :], "values never seen"
     print_test(model, StockDataset(prices, args.seq_length, args.normalise, about.scale), title)
 
@@ -588,50 +706,76 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="stock_rnn.py", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(title="commands", required=True)
     formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    train = commands.add_parser("train", help="learn from prices (also without a command)", **formatter)
+    train = commands.add_parser(
+        "train", help="learn from prices (also without a command)", **formatter
+    )
     train.set_defaults(run=train_command)
     train.add_argument("prices", nargs="?", default=DATA, help="CSV file")
     train.add_argument("--column", default="open", help="column of the prices in the file")
-    train.add_argument("--every", type=int, default=1, help="take every n-th row, from the oldest on")
+    train.add_argument(
+        "--every", type=int, default=1, help="take every n-th row, from the oldest on"
+    )
     train.add_argument("--normalise", default="window", help="window or range: see StockDataset")
     train.add_argument("--hidden-size", type=int, default=16, help="hidden units")
     train.add_argument("--num-layers", type=int, default=1, help="hidden layers")
     train.add_argument("--seq-length", type=int, default=20, help="prices in a window")
     train.add_argument("--batch-size", type=int, default=32, help="windows in a batch")
     train.add_argument("--learning-rate", type=float, default=3e-4, help="learning rate of AdamW")
-    train.add_argument("--weight-decay", type=float, default=0.1, help="pull of the weights to zero")
+    train.add_argument(
+        "--weight-decay", type=float, default=0.1, help="pull of the weights to zero"
+    )
     train.add_argument("--epochs", type=int, default=60, help="passes over the training part")
-    train.add_argument("--val-fraction", type=float, default=0.15, help="share of the prices to validate")
-    train.add_argument("--test-fraction", type=float, default=0.15, help="share of the prices to test")
+    train.add_argument(
+        "--val-fraction", type=float, default=0.15, help="share of the prices to validate"
+    )
+    train.add_argument(
+        "--test-fraction", type=float, default=0.15, help="share of the prices to test"
+    )
     train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
     train.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, mps")
     train.add_argument("--checkpoint", default="stock_rnn.pt", help="file to save in")
-    train.add_argument("--resume", action="store_true", help="go on exactly where the checkpoint was saved")
+    train.add_argument(
+        "--resume", action="store_true", help="go on exactly where the checkpoint was saved"
+    )
     train.add_argument("--log", metavar="CSV", help="file for the losses, a line for each epoch")
-    train.add_argument("--plot", metavar="PNG", help="file for a picture of the test (needs matplotlib)")
-    test = commands.add_parser("test", help="measure how well a trained model predicts other prices")
+    train.add_argument(
+        "--plot", metavar="PNG", help="file for a picture of the test (needs matplotlib)"
+    )
+    test = commands.add_parser(
+        "test", help="measure how well a trained model predicts other prices"
+    )
     test.set_defaults(run=test_command)
-    predict = commands.add_parser("predict", help="predict the prices after the last row", **formatter)
+    predict = commands.add_parser(
+        "predict", help="predict the prices after the last row", **formatter
+    )
     predict.set_defaults(run=predict_command)
     predict.add_argument("--steps", type=int, default=1, help="prices to predict")
     for command in (test, predict):
         command.add_argument("checkpoint", help="checkpoint of a trained model")
         command.add_argument("prices", help="CSV file")
         command.add_argument("--column", help="column of the prices (default: as in training)")
-        command.add_argument("--every", type=int, help="take every n-th row (default: as in training)")
+        command.add_argument(
+            "--every", type=int, help="take every n-th row (default: as in training)"
+        )
     if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
         if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
-            parser.error(f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file")
+            parser.error(
+                f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file"
+            )
         argv = ["train", *argv]
     args = parser.parse_args(argv)
     if args.run is train_command and not args.resume:
         return args, None, None
     model, about = load_checkpoint(args.checkpoint)
-    commands.choices[argv[0]].set_defaults(**about.settings)  # argparse ignores those of the parent parser
+    commands.choices[argv[0]].set_defaults(
+        **about.settings
+    )  # argparse ignores those of the parent parser
     args = parser.parse_args(argv)
     for name, value in about.settings.items():
         if args.run is train_command and name != "epochs" and getattr(args, name) != value:
-            raise ValueError(f"{args.checkpoint} was trained with {name} {value}, not {getattr(args, name)}")
+            raise ValueError(
+                f"{args.checkpoint} was trained with {name} {value}, not {getattr(args, name)}"
+            )
     return args, model, about
 
 
@@ -645,7 +789,10 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, MemoryError, ImportError, csv.Error, *FROM_TORCH) as error:
-        print(f"stock_rnn.py: error: {(str(error) or 'out of memory').splitlines()[0]}", file=sys.stderr)
+        print(
+            f"stock_rnn.py: error: {(str(error) or 'out of memory').splitlines()[0]}",
+            file=sys.stderr,
+        )
         return 2
 
 

@@ -16,7 +16,9 @@ import unittest
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the script does, which is imported after NumPy here
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # as the script does, which is imported after NumPy here
 
 import numpy as np
 
@@ -25,7 +27,16 @@ if find_spec("torch"):
     from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
     import stock_rnn
-    from stock_rnn import RNN, StockDataset, batches, evaluate, forecast, load_checkpoint, load_prices, split
+    from stock_rnn import (
+        RNN,
+        StockDataset,
+        batches,
+        evaluate,
+        forecast,
+        load_checkpoint,
+        load_prices,
+        split,
+    )
 
 HERE = Path(__file__).resolve().parent
 SCRIPT, BITCOIN = str(HERE / "stock_rnn.py"), str(HERE / "data" / "btcusd_20h.csv")
@@ -34,47 +45,135 @@ SMALL = ["--hidden-size=4", "--seq-length=5", "--epochs=3"]  # a model that trai
 KLINE = ",7.5,8,6,7,1,1577840399999,1,1,1,1,0\n"  # what follows the time at Binance
 BAD = "0", "-1", "inf", "1_000", "12abc"
 COIN = '"2025-10-20T00:00:00.000Z";"2025-10-20T23:59:59.999Z";"";"";5;"2025-10-20T23:59:59.999Z"\n'
-COINS = "timeOpen;timeClose;timeHigh;timeLow;open;x\n" + COIN + COIN.replace("-20", "-19").replace(";5", ";4")
+COINS = (
+    "timeOpen;timeClose;timeHigh;timeLow;open;x\n"
+    + COIN
+    + COIN.replace("-20", "-19").replace(";5", ";4")
+)
 
 # What sites and programs write: name, text, the prices or what a refusal says, and the column if not open.
 LAYOUTS = [
-    ("Yahoo", "Date,Open,Close\n2019-01-01,5.1,1\n2019-01-02,null,null\n2019-01-03,5.2,1\n", [5.1, 5.2]),
-    ("yfinance", "Price,Low,Open\nTicker,0700.HK,0700.HK\nDate,,\n2023-11-06,1,2\n2023-11-07,1,3\n", [2, 3]),
-    ("investing", '\ufeff"Date","Open"\n"01/15/2024","1,403.13"\n"01/12/2024","9.5"\n', [9.5, 1403.13]),
-    ("nasdaq.com", "Date,Close,Open\n01/15/2024,$1,$1403.13\n01/12/2024,$2,$1402.5\n", [1402.5, 1403.13]),
-    ("CryptoDataDownload", "https://c\nunix,open\n1586998800000,3\n1586998800,3.01\n1586995200,2\n", [2, 3]),
+    (
+        "Yahoo",
+        "Date,Open,Close\n2019-01-01,5.1,1\n2019-01-02,null,null\n2019-01-03,5.2,1\n",
+        [5.1, 5.2],
+    ),
+    (
+        "yfinance",
+        "Price,Low,Open\nTicker,0700.HK,0700.HK\nDate,,\n2023-11-06,1,2\n2023-11-07,1,3\n",
+        [2, 3],
+    ),
+    (
+        "investing",
+        '\ufeff"Date","Open"\n"01/15/2024","1,403.13"\n"01/12/2024","9.5"\n',
+        [9.5, 1403.13],
+    ),
+    (
+        "nasdaq.com",
+        "Date,Close,Open\n01/15/2024,$1,$1403.13\n01/12/2024,$2,$1402.5\n",
+        [1402.5, 1403.13],
+    ),
+    (
+        "CryptoDataDownload",
+        "https://c\nunix,open\n1586998800000,3\n1586998800,3.01\n1586995200,2\n",
+        [2, 3],
+    ),
     ("Bitstamp", "Timestamp,Open\n1325317920,4.39\n1325317980,NaN\n1325318040,4.5\n", [4.39, 4.5]),
-    ("coingecko", "snapped_at,open\n2023-11-07 00:00:00 UTC,6\n2023-11-06 00:00:00 UTC,5\n", [5, 6]),
+    (
+        "coingecko",
+        "snapped_at,open\n2023-11-07 00:00:00 UTC,6\n2023-11-06 00:00:00 UTC,5\n",
+        [5, 6],
+    ),
     ("Binance, ms", f"1577840400000{KLINE}1577836800000{KLINE.replace('7.5', '7.4')}", [7.4, 7.5]),
-    ("Binance, us", f"1735693200000000{KLINE}1735689600000000{KLINE}1577836800000{KLINE}", [7.5] * 3),
-    ("FRED", "observation_date,DGS10\n2021-05-28,1.5\n2021-05-31,\n2021-06-01,1.6\n", [1.5, 1.6], "DGS10"),
-    ("FRED, old", "DATE,VALUE\n2013-02-05,2.04\n2013-02-06,.\n2013-02-07,1.99\n", [2.04, 1.99], "VALUE"),
-    ("stooq", "Data,Otwarcie\n2012-01-03,2203.07\n2012-01-02,2150.6\n", [2150.6, 2203.07], "otwarcie"),
-    ("stooq, txt", "<PER>,<DATE>,<TIME>,<OPEN>\n5,20140613,100000,3.7\n5,20140613,095500,4.7\n", [4.7, 3.7]),
-    ("MetaTrader 4", "DATE,TIME,OPEN\n2006.10.02,01:00,1.26\n2006.10.02,00:00,1.27\n", [1.27, 1.26]),
+    (
+        "Binance, us",
+        f"1735693200000000{KLINE}1735689600000000{KLINE}1577836800000{KLINE}",
+        [7.5] * 3,
+    ),
+    (
+        "FRED",
+        "observation_date,DGS10\n2021-05-28,1.5\n2021-05-31,\n2021-06-01,1.6\n",
+        [1.5, 1.6],
+        "DGS10",
+    ),
+    (
+        "FRED, old",
+        "DATE,VALUE\n2013-02-05,2.04\n2013-02-06,.\n2013-02-07,1.99\n",
+        [2.04, 1.99],
+        "VALUE",
+    ),
+    (
+        "stooq",
+        "Data,Otwarcie\n2012-01-03,2203.07\n2012-01-02,2150.6\n",
+        [2150.6, 2203.07],
+        "otwarcie",
+    ),
+    (
+        "stooq, txt",
+        "<PER>,<DATE>,<TIME>,<OPEN>\n5,20140613,100000,3.7\n5,20140613,095500,4.7\n",
+        [4.7, 3.7],
+    ),
+    (
+        "MetaTrader 4",
+        "DATE,TIME,OPEN\n2006.10.02,01:00,1.26\n2006.10.02,00:00,1.27\n",
+        [1.27, 1.26],
+    ),
     ("MetaTrader 4, bare", "2006.10.02,00:00,1.268,1.275\n2006.10.03,00:00,1.273,1.276\n", "name"),
-    ("MetaTrader 5", "<DATE>\t<TIME>\t<OPEN>\n2024.01.02\t01:00:00\t4\n2024.01.02\t00:00:00\t5\n", [5, 4]),
-    ("Finam", "<PER>;<DATE>;<TIME>;<OPEN>\n1;31/12/17;10:01;58.0\n1;01/01/18;10:00;59.5\n", [58, 59.5]),
+    (
+        "MetaTrader 5",
+        "<DATE>\t<TIME>\t<OPEN>\n2024.01.02\t01:00:00\t4\n2024.01.02\t00:00:00\t5\n",
+        [5, 4],
+    ),
+    (
+        "Finam",
+        "<PER>;<DATE>;<TIME>;<OPEN>\n1;31/12/17;10:01;58.0\n1;01/01/18;10:00;59.5\n",
+        [58, 59.5],
+    ),
     ("HistData", "20120201 000000;1.3066;1.31\n20120201 000100;1.3065;1.31\n", "name"),
-    ("Dukascopy", "Gmt time,Open\n13.01.2020 00:00:00.000,1.1\n01.02.2020 00:00:00.000,1.2\n", [1.1, 1.2]),
+    (
+        "Dukascopy",
+        "Gmt time,Open\n13.01.2020 00:00:00.000,1.1\n01.02.2020 00:00:00.000,1.2\n",
+        [1.1, 1.2],
+    ),
     ("CoinMarketCap", COINS, [4, 5]),
-    ("ECB", "Date,USD,CYP,\n2008-01-02,1,N/A,\n2007-12-31,1,0.5,\n2007-12-28,1,0.6,\n", [0.6, 0.5], "CYP"),
+    (
+        "ECB",
+        "Date,USD,CYP,\n2008-01-02,1,N/A,\n2007-12-31,1,0.5,\n2007-12-28,1,0.6,\n",
+        [0.6, 0.5],
+        "CYP",
+    ),
     ("WSJ", "Date, Open, High\n01/03/22, 3195.36, 1\n12/31/21, 3203.92, 2\n", [3203.92, 3195.36]),
     ("TradingView", "time,open\n345738600,0.12\n345479400,0.13\n", [0.13, 0.12]),
     ("zones", "time,open\n2024-11-03T01:30:00-05:00,6\n2024-11-03T01:30:00-04:00,5\n", [5, 6]),
-    ("Google", "Date,Open\n1/2/2024 16:00:00,6\n1/3/2024 16:00:00,5\n2/1/2024 16:00:00,7\n", [6, 5, 7]),
+    (
+        "Google",
+        "Date,Open\n1/2/2024 16:00:00,6\n1/3/2024 16:00:00,5\n2/1/2024 16:00:00,7\n",
+        [6, 5, 7],
+    ),
     ("Google, day first", "Date,Open\n24/05/2019 16:00:00,6\n27/05/2019 16:00:00,5\n", [6, 5]),
     ("side by side", "Date,Open,Date,Open\n2024-01-02,1,2024-01-02,2\n", "line 1 .* 2 times"),
-    ("Euronext", '"To 2024"\nLU1\nDate;Open;"No"\n31/12/2024;5.8;3\n30/12/2024;5.9;1\n', [5.9, 5.8]),
+    (
+        "Euronext",
+        '"To 2024"\nLU1\nDate;Open;"No"\n31/12/2024;5.8;3\n30/12/2024;5.9;1\n',
+        [5.9, 5.8],
+    ),
     ("NSE", '"Date ","OPEN "\n"19-Feb-2020","1,502.00"\n"18-Feb-2020","503.00"\n', [503, 1502]),
     ("Excel, German", "Datum;Kurs\n02.01.2025;1.100,50\n", "line 2.*1.100,50", "Kurs"),
     ("decimal comma", 'date,open\n2020-01-01,"1403,13"\n', "line 2.*1403,13"),
     ("1.403 or 1403", "date;open\n2020-01-01;1,403\n", "line 2.*1,403"),
     ("EIA", 'Contents,"Data 1"\nDate,Open\n"Jan 03, 1986",25.5\n"Jan 02, 1986",26\n', [26, 25.5]),
-    ("Macrotrends", '"Trends"\n\n\n"note, x"\n\ndate,open\n1986-05-29,2.6\n1986-05-30,2.7\n', [2.6, 2.7]),
+    (
+        "Macrotrends",
+        '"Trends"\n\n\n"note, x"\n\ndate,open\n1986-05-29,2.6\n1986-05-30,2.7\n',
+        [2.6, 2.7],
+    ),
     ("Bloomberg", "SPX,X\n\nDate,Open\n1/2/2020,1.5\n1/3/2020,#N/A N/A\n1/6/2020,2\n", [1.5, 2]),
     ("pandas", ",Open\n2020-01-03,300.35\n2020-01-02,299\n", [299, 300.35]),
-    ("date and time", "Date,Time,Open\n2020-01-02,16:00,5\n2020-01-02,9:30,6\n2020-01-01,17:00,7", [7, 6, 5]),
+    (
+        "date and time",
+        "Date,Time,Open\n2020-01-02,16:00,5\n2020-01-02,9:30,6\n2020-01-01,17:00,7",
+        [7, 6, 5],
+    ),
     ("day or month", "date,open\n01/02/2020,5\n03/01/2020,6\n02/03/2020,7\n", "unclear"),
     ("month first", "date,open\n01/20/2020,5\n01/05/2020,6\n02/13/2020,7\n", [6, 5, 7]),
     ("UTF-16", "date,open\n2020-01-01,5\n".encode("utf-16"), "UTF-16"),
@@ -100,7 +199,11 @@ def learn(parts=None, seed=0, model=None, **options):
     torch.manual_seed(seed)
     model = model or RNN(4)
     loaders = batches(parts[0], 32, shuffle=True), batches(parts[1], 1024)
-    return parts, model, stock_rnn.train(model, *loaders, **{"epochs": 5, "learning_rate": 0.01} | options)
+    return (
+        parts,
+        model,
+        stock_rnn.train(model, *loaders, **{"epochs": 5, "learning_rate": 0.01} | options),
+    )
 
 
 def plain(value):
@@ -210,8 +313,16 @@ class TestData(InFolder):
             self.assertEqual([len(part) for part in parts[1:]], [int(size * 0.1), int(size * 0.3)])
             targets = np.concatenate([part.prices[20:] for part in parts])
             self.assertEqual(targets.tolist(), prices[20:].tolist())
-            self.assertEqual([part.scale for part in parts], [StockDataset(parts[0].prices, 20).scale] * 3)
-            for sizes in ((size, 0.1, 0.3), (20, 0, 0.3), (20, 0.1, 0), (20, 0.5, 0.5), (20, -0.1, 0.3)):
+            self.assertEqual(
+                [part.scale for part in parts], [StockDataset(parts[0].prices, 20).scale] * 3
+            )
+            for sizes in (
+                (size, 0.1, 0.3),
+                (20, 0, 0.3),
+                (20, 0.1, 0),
+                (20, 0.5, 0.5),
+                (20, -0.1, 0.3),
+            ):
                 with self.assertRaises(ValueError):
                     split(prices, *sizes)
 
@@ -224,9 +335,20 @@ class TestData(InFolder):
 
     def test_sizes_and_prices_that_cannot_be_are_refused(self):
         good, nan, inf = [1, 2, 4, 3], math.nan, math.inf
-        bad = [(p, 1, way) for way in ("window", "range") for p in ([1, nan, 3], [1, inf, 3], [5] * 4, [])]
+        bad = [
+            (p, 1, way)
+            for way in ("window", "range")
+            for p in ([1, nan, 3], [1, inf, 3], [5] * 4, [])
+        ]
         bad += [(prices, 1) for prices in ([1, 2, 4, 8], [1, 0, 3], [1, -3, 4])]
-        for args in [*bad, (good, 4), (good, 0), (good, -1), (good, 2, "minmax"), ([good, good], 1)]:
+        for args in [
+            *bad,
+            (good, 4),
+            (good, 0),
+            (good, -1),
+            (good, 2, "minmax"),
+            ([good, good], 1),
+        ]:
             with self.subTest(args), self.assertRaises(ValueError):
                 StockDataset(*args)
 
@@ -248,7 +370,9 @@ class TestData(InFolder):
         self.assertEqual(self.load("open\n5\n6\n6\n"), ([5, 6, 6], ""))
 
     def test_every_nth_row_counts_from_the_oldest(self):
-        self.assertEqual(self.load("date,open\n2020-05-04,4\n2020-05-03,3\n2020-05-02,2", every=3)[0], [2])
+        self.assertEqual(
+            self.load("date,open\n2020-05-04,4\n2020-05-03,3\n2020-05-02,2", every=3)[0], [2]
+        )
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs named pipes")
     def test_a_pipe_is_read_to_its_last_row(self):
@@ -328,7 +452,9 @@ class TestModel(InFolder):
         self.assertEqual(histories[0], histories[1])
         self.assertNotEqual(histories[1], histories[2])
 
-    def test_a_network_of_ones_own_has_its_dropout_on_in_training_alone_and_answers_one_column(self):
+    def test_a_network_of_ones_own_has_its_dropout_on_in_training_alone_and_answers_one_column(
+        self,
+    ):
         class Own(torch.nn.LSTM):
             modes = []
 
@@ -346,7 +472,9 @@ class TestModel(InFolder):
     def test_the_model_ends_with_the_weights_of_its_best_epoch_unless_the_loss_is_not_finite(self):
         parts, model, history = learn(epochs=20)
         best = min(history["val_loss"])
-        self.assertTrue(evaluate(model, batches(parts[1], 1024))[0] == best < history["val_loss"][-1])
+        self.assertTrue(
+            evaluate(model, batches(parts[1], 1024))[0] == best < history["val_loss"][-1]
+        )
         with self.assertRaisesRegex(ValueError, "finite"):
             learn(learning_rate=1e30)
 
@@ -355,13 +483,17 @@ class TestModel(InFolder):
         runs = [learn(report=lambda state: states.append(state) or torch.rand(3))]
         runs += [learn(), learn(seed=1)]
         runs += [learn(seed=seed, state=states[1]) for seed in (5, 6)]  # the state stays whole
-        first, same, other, *more = ((history, plain(model.state_dict())) for _, model, history in runs)
+        first, same, other, *more = (
+            (history, plain(model.state_dict())) for _, model, history in runs
+        )
         self.assertEqual([same, *more], [first] * 3)
         self.assertNotEqual(other[0], first[0])
 
     def test_what_can_be_predicted_is_praised_and_a_random_walk_is_not(self):
         for seed in (1, 2, 3):
-            self.assertNotIn("Better", self.succeed(self.csv("walk.csv", walk(seed, 800)), "--epochs=20"))
+            self.assertNotIn(
+                "Better", self.succeed(self.csv("walk.csv", walk(seed, 800)), "--epochs=20")
+            )
         out = self.succeed(CO2, "--column=ppm", "--learning-rate=1e-3")
         self.assertIn("Better", out)
         self.assertLess(float(re.search(r"Theil U.* (0\.\d+) ", out)[1]), 0.32)
@@ -370,7 +502,9 @@ class TestModel(InFolder):
 
 @unittest.skipUnless(os.name == "posix", "needs a POSIX system")
 class TestSystem(InFolder):
-    def test_a_run_killed_stopped_or_cut_by_head_ends_with_the_same_bits_by_the_printed_command(self):
+    def test_a_run_killed_stopped_or_cut_by_head_ends_with_the_same_bits_by_the_printed_command(
+        self,
+    ):
         out = self.train("--epochs=120", "--checkpoint=straight.pt")
         self.assertTrue(8 < len(re.findall(r"\n +\d+(?= +\d\.\d+ +\d\.\d+ )", out)) <= 13)
         flags = [*self.flags, "--epochs=120", "--log=a log.csv"]
@@ -391,7 +525,9 @@ class TestSystem(InFolder):
     def test_what_was_trained_before_outlives_a_stopped_run_and_becomes_old_at_the_next_save(self):
         self.train("--log=log.csv")
         before = self.files()
-        process = self.start(BITCOIN, "--hidden-size=512", "--batch-size=1", row="epoch")  # and a long one
+        process = self.start(
+            BITCOIN, "--hidden-size=512", "--batch-size=1", row="epoch"
+        )  # and a long one
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
         self.assertEqual((process.returncode, err, self.files()), (130, "", before))
@@ -412,7 +548,9 @@ class TestSystem(InFolder):
                 os.chmod(".", mode)
                 os.seteuid(other)
                 try:
-                    self.assertNotIn("epoch", self.refuse(*self.flags, *args, saying="pt cannot be written"))
+                    self.assertNotIn(
+                        "epoch", self.refuse(*self.flags, *args, saying="pt cannot be written")
+                    )
                 finally:
                     os.seteuid(user)
                     os.chmod(".", 0o755)
@@ -423,8 +561,12 @@ class TestCommandLine(InFolder):
     def test_train_test_and_predict_work_on_the_data_that_comes_along(self):
         plot = ["--plot=a.png"] * bool(find_spec("matplotlib"))
         out = self.succeed("--epochs=3", "--log=log.csv", *plot)
-        self.assertEqual([Path("a.png").read_bytes()[:8] for _ in plot], [b"\x89PNG\r\n\x1a\n" for _ in plot])
-        self.assertRegex(out, r"(?s)naive\n +1 .*\n +2 .*\n +3 .*(Better|Worse|No ).*next:.*stock_rnn.pt")
+        self.assertEqual(
+            [Path("a.png").read_bytes()[:8] for _ in plot], [b"\x89PNG\r\n\x1a\n" for _ in plot]
+        )
+        self.assertRegex(
+            out, r"(?s)naive\n +1 .*\n +2 .*\n +3 .*(Better|Worse|No ).*next:.*stock_rnn.pt"
+        )
         history = load_checkpoint("stock_rnn.pt")[1].state["history"]
         rows = zip("123", *(map(str, losses) for losses in history.values()))
         log = "\n".join(map(",".join, [("epoch", "train_loss", "val_loss"), *rows])) + "\n"
@@ -434,7 +576,9 @@ class TestCommandLine(InFolder):
         self.assertIn(again[again.index("root mean") :], out)
         other = self.succeed("test", "stock_rnn.pt", CO2, "--column=ppm")
         self.assertRegex(other, f"^\ntest on {len(load_prices(CO2, 'ppm')) - 20} values ")
-        values = self.succeed("predict", "stock_rnn.pt", BITCOIN, "--steps=3").split("next:")[1].split()
+        values = (
+            self.succeed("predict", "stock_rnn.pt", BITCOIN, "--steps=3").split("next:")[1].split()
+        )
         self.assertEqual((values[0], len(values)), (out.split("next:")[1].split()[0], 3))
 
     def test_the_script_works_alone_and_without_matplotlib_refuses_a_plot_before_training(self):
@@ -457,7 +601,9 @@ class TestCommandLine(InFolder):
 
     def test_two_runs_on_one_checkpoint_leave_a_whole_one(self):
         flags = [*self.flags, "--epochs=60"]
-        for process in [self.start(*flags, "--checkpoint=both.pt", f"--seed={seed}") for seed in (0, 1)]:
+        for process in [
+            self.start(*flags, "--checkpoint=both.pt", f"--seed={seed}") for seed in (0, 1)
+        ]:
             self.assertEqual((process.communicate()[1], process.returncode), ("", 0))
         self.succeed(*flags, f"--seed={load_checkpoint('both.pt')[1].settings['seed']}")
         self.assertEqual(self.contents("both.pt"), self.contents("stock_rnn.pt"))
@@ -465,7 +611,9 @@ class TestCommandLine(InFolder):
     def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
         def values(path):
             model, about = load_checkpoint(path)
-            return plain(vars(about)), forecast(model, StockDataset(prices, 5, scale=about.scale), 2).tolist()
+            return plain(vars(about)), forecast(
+                model, StockDataset(prices, 5, scale=about.scale), 2
+            ).tolist()
 
         self.train()
         prices = load_prices("prices.csv")
@@ -473,7 +621,11 @@ class TestCommandLine(InFolder):
         damaged = [b"", b"PK" + bytes(1000), self.rng.bytes(5000), whole[:-1]]
         for a, b, bit in self.rng.integers(0, (len(whole), len(whole), 8), (100, 3)):
             moved, flipped = whole[b : b + 40], bytes([whole[a] ^ 1 << bit])
-            damaged += [whole[:a], whole[:a] + moved + whole[a + 40 :], whole[:a] + flipped + whole[a + 1 :]]
+            damaged += [
+                whole[:a],
+                whole[:a] + moved + whole[a + 40 :],
+                whole[:a] + flipped + whole[a + 1 :],
+            ]
         refused = 0
         for content in damaged:
             try:
@@ -494,8 +646,12 @@ class TestCommandLine(InFolder):
         forged = [[], weights, whole | {"settings": settings | {"hidden_size": "x"}}]
         forged += [{key: whole[key] for key in whole.keys() - {name}} for name in whole]
         for name, group in (("state", state), ("settings", settings)):
-            forged += [whole | {name: {key: group[key] for key in group.keys() - {gone}}} for gone in group]
-        forged += [whole | {"state": state | {name: weights}} for name in ("model", "best", "optimizer")]
+            forged += [
+                whole | {name: {key: group[key] for key in group.keys() - {gone}}} for gone in group
+            ]
+        forged += [
+            whole | {"state": state | {name: weights}} for name in ("model", "best", "optimizer")
+        ]
         for content in [*forged, whole | {"state": Trap()}]:
             torch.save(content, "forged.pt")
             for args in (["predict", "forged.pt"], ["train", "--resume", "--checkpoint=forged.pt"]):
@@ -504,12 +660,21 @@ class TestCommandLine(InFolder):
         self.assertTrue(Path("witness").exists())
 
     def test_every_mistake_is_told_in_a_line_and_changes_nothing(self):
-        for name, prices in (("short.csv", [1, 2, 3]), ("flat.csv", [5] * 120), ("bad.csv", [5, "six"])):
+        for name, prices in (
+            ("short.csv", [1, 2, 3]),
+            ("flat.csv", [5] * 120),
+            ("bad.csv", [5, "six"]),
+        ):
             self.csv(name, prices)
         Path("folder").mkdir()
         self.train()
         for saying, *commands in (
-            ("none.csv", "train none.csv", "test stock_rnn.pt none.csv", "--resume --checkpoint=none.csv"),
+            (
+                "none.csv",
+                "train none.csv",
+                "test stock_rnn.pt none.csv",
+                "--resume --checkpoint=none.csv",
+            ),
             ("neither", "trian", "prices"),
             ("directory", "train folder", "test folder prices.csv"),
             ("try --column", "--column=close", f"train {CO2}", f"test stock_rnn.pt {CO2}"),
@@ -522,9 +687,18 @@ class TestCommandLine(InFolder):
             ("hidden_size", "--hidden-size=0", "--hidden-size=-1", "--resume --hidden-size=5"),
             (
                 "error",
-                *(f"--{name}={10**20}" for name in ("hidden-size", "seq-length", "batch-size", "seed")),
+                *(
+                    f"--{name}={10**20}"
+                    for name in ("hidden-size", "seq-length", "batch-size", "seed")
+                ),
             ),
-            ("error", "--num-layers=0", "--seq-length=-1", "--val-fraction=inf", "--val-fraction=nan"),
+            (
+                "error",
+                "--num-layers=0",
+                "--seq-length=-1",
+                "--val-fraction=inf",
+                "--val-fraction=nan",
+            ),
             ("epochs", "--epochs=0", "--epochs=-1"),
             ("seq_length", "--seq-length=100"),
             ("batch_size", "--batch-size=0"),
@@ -533,14 +707,21 @@ class TestCommandLine(InFolder):
             ("device", "--device=nonsense"),
             ("CUDA", *["--device=cuda"] * (not torch.cuda.is_available())),
             ("a file of its own", "--checkpoint=prices.csv", "--log=./prices.csv"),
-            ("a file of its own", "--log=stock_rnn.pt", "--plot=stock_rnn.pt.old", "--log=a --plot=a"),
+            (
+                "a file of its own",
+                "--log=stock_rnn.pt",
+                "--plot=stock_rnn.pt.old",
+                "--log=a --plot=a",
+            ),
             ("a folder or a device", "--log=folder", "--checkpoint=", f"--log={os.devnull}"),
             ("cannot be written", "--checkpoint=nowhere/stock_rnn.pt", "--log=nowhere/log.csv"),
             ("damaged", "test prices.csv prices.csv", "--resume --checkpoint=./short.csv"),
         ):
             for command in commands:
                 with self.subTest(command):
-                    self.refuse(*self.flags * command.startswith("-"), *command.split(), saying=saying)
+                    self.refuse(
+                        *self.flags * command.startswith("-"), *command.split(), saying=saying
+                    )
 
     def test_python_snippets_about_stock_rnn_run_as_written(self):
         readme = (HERE / "README.md").read_text(encoding="utf-8")
