@@ -11,8 +11,8 @@
     python char_rnn.py sample                       write new text with what was learned
     python char_rnn.py test char_rnn.npz other.txt  measure how well it predicts another text
 
-One hidden layer reads a text character by character (x_t) and says how likely each next one is
-(y_t):
+One hidden layer reads a text character by character (x_t, one-hot) and says how likely each next
+one is (y_t):
 
     a_t = tanh(n_t)       n_t = Waa a_{t-1} + Wax x_t + ba
     y_t = softmax(z_t)    z_t = Wya a_t + by
@@ -44,7 +44,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-np.empty(31 << 20, np.uint8)  # makes Linux keep freed memory for the next arrays: up to 1.5x faster
+np.empty(31 << 20, np.uint8)  # makes glibc keep freed memory for the next arrays: up to 1.5x faster
 
 
 class Mistake(ValueError):
@@ -70,7 +70,7 @@ class DataReader:
     ):
         if not 0 <= val_fraction < 1:
             raise Mistake(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
-        self.path = path if path == "-" else os.path.abspath(path)
+        self.path = path
         self.val_fraction = val_fraction
         self.shuffle_lines = shuffle_lines
         text = read_text(path)
@@ -81,8 +81,8 @@ class DataReader:
         self.vocab_size = len(self.chars)
         if self.vocab_size < 2 or len(text) <= batch_size:
             raise Mistake(
-                f"{path} has {len(text)} characters, {self.vocab_size} of them distinct: "
-                f"too few for {batch_size} streams (--batch-size)"
+                f"{path} has {len(text)} characters: more than {batch_size} are needed "
+                f"(--batch-size), and 2 distinct ones"
             )
 
         ids = encode(text, self.chars)
@@ -203,6 +203,7 @@ class RNN:
         self.optimizer = optimizer
         self.dtype = np.dtype(dtype)
 
+        # Wax: x_t is one-hot, so that each entry of Wax x_t has variance 1.
         # Waa is orthogonal, the Q of QR: it keeps the length of a.
         # Wya / sqrt(H): as each a is at most 1 in size, z has variance 1 at most.
         H, V = hidden_size, vocab_size
@@ -228,10 +229,10 @@ class RNN:
             a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y_t = softmax(Wya a_t + by)
 
         inputs are indices of characters, (T, B) with a_prev (B, H), or a single sequence, (T,) with
-        (H,). Returns a (T+1, B, H), where a[0] = a_prev, and y_pred (T, B, V), or both without B.
-        Raises Mistake for anything but indices.
+        (H,). Returns a (T+1, B, H), where a[0] is a_prev and a[t + 1] is a_t, counted from t = 0,
+        and y_pred (T, B, V), or both without B. Raises Mistake for anything but indices.
         """
-        inputs = self.checked(inputs)
+        inputs = self.as_indices(inputs)
         a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
         a[0] = a_prev
         from_x = self.Wax.T[inputs] + self.ba  # x_t is one-hot: Wax x_t is a column of Wax
@@ -245,11 +246,11 @@ class RNN:
         """z_t = Wya a_t + by, for states a (..., H): (..., V)."""
         return a @ self.Wya.T + self.by
 
-    def checked(self, inputs):
+    def as_indices(self, inputs):
         """The inputs as an array, if they are indices of characters."""
         inputs = np.asarray(inputs)
-        whole = inputs.ndim in (1, 2) and inputs.dtype.kind in "iu"
-        if not whole or inputs.min(initial=0) < 0 or inputs.max(initial=0) >= self.vocab_size:
+        are_whole = inputs.ndim in (1, 2) and inputs.dtype.kind in "iu"
+        if not are_whole or inputs.min(initial=0) < 0 or inputs.max(initial=0) >= self.vocab_size:
             raise Mistake(
                 f"inputs must be indices from 0 to {self.vocab_size - 1}, (T, B) or (T,), "
                 f"not {inputs.dtype} {inputs.shape}: {inputs!r:.60}"
@@ -262,7 +263,7 @@ class RNN:
         return ones.astype(self.dtype)
 
     def loss(self, y_pred, targets):
-        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the mean of streams."""
+        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the streams' mean."""
         targets = np.asarray(targets)
         y_target = np.take_along_axis(np.asarray(y_pred), targets[..., None], axis=-1)
         smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
@@ -281,6 +282,8 @@ class RNN:
             dn_t = (1 - a_t^2) da_t                       through the tanh
             dWya = sum dz_t a_t'      dby = sum dz_t
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
+        The first a_prev counts as a constant: no gradient reaches the batch before. In the code
+        each vector is a row, so that Wya' dz_t is dz[t] @ Wya.
         """
         a = np.asarray(a)
         streams = np.size(targets[0])
@@ -315,12 +318,12 @@ class RNN:
         """The nine steps, until max_iters or a smooth loss of threshold; returns the run.
 
         A run that is passed in goes on where it stands; without one, a new run starts from the
-        weights that are there. At iterations 0, 100, 250, every eval_interval and the last it
-        validates. After each it calls report(run), which by default prints the rows. The network
-        ends with the weights that it reached; rnn.use(run.best) takes those that were best.
+        weights that are there. It validates at iterations 0, 100, 250, every run.eval_interval and
+        the last. It calls report(run) at 0 and after every iteration; by default that prints the
+        rows. The network ends with the weights that it reached: rnn.use(run.best) takes the best.
         Raises Mistake for a threshold that guessing reaches, and for a loss that is not finite.
         """
-        self.check(threshold)
+        self.check_threshold(threshold)
         run = run or Run(self)
         run.max_iters = max_iters
         run.threshold = threshold
@@ -351,7 +354,7 @@ class RNN:
             report(run)  # step 8: print progress
         return run
 
-    def check(self, threshold):
+    def check_threshold(self, threshold):
         """Refuse a threshold, in nats per character, that is reached without training."""
         guessing = math.log(self.vocab_size)
         if not 0 <= threshold < guessing:
@@ -378,7 +381,7 @@ class RNN:
         of it, each from a zero state; or at_most so many characters, spread evenly over the text.
         """
         if len(ids) < 2:
-            raise Mistake(f"a text of {len(ids)} characters has nothing to predict: take 2 or more")
+            raise Mistake(f"nothing to predict in {len(ids)} character(s): take 2 or more")
         streams = min(64, max(1, len(ids) // 2000))
         steps = math.ceil((len(ids) - 1) / streams)
         if at_most:
@@ -387,7 +390,7 @@ class RNN:
         text = np.stack([ids[start : start + steps + 1] for start in starts], axis=1)
         a_prev = np.zeros((streams, self.hidden_size), self.dtype)
         nats = 0.0
-        for start in range(0, steps, 100):  # piece by piece, to save memory
+        for start in range(0, steps, 100):  # 100 steps, and one target more, to save memory
             piece = text[start : start + 101]
             a, y_pred = self.forward(piece[:-1], a_prev)
             nats += self.loss(y_pred, piece[1:])
@@ -405,9 +408,11 @@ class RNN:
         while True:
             a, _ = self.forward([ix], a_prev)
             a_prev = a[-1]
-            z = self.logits(a_prev).astype(np.float64)
-            p = softmax(z / max(temperature, 1e-6))  # at 0 only the likeliest keeps p > 0
-            ix = int(rng.choice(self.vocab_size, p=p))
+            z = self.logits(a_prev).astype(np.float64)  # the softmax of forward has no temperature
+            if not np.isfinite(z).all():
+                raise Mistake("the weights have grown too large: try a lower learning rate")
+            y = softmax(z / max(temperature, 1e-6))  # at 0 the likeliest one wins
+            ix = int(rng.choice(self.vocab_size, p=y))
             yield ix
 
     def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
@@ -416,8 +421,6 @@ class RNN:
 
     def write(self, reader, start, temperature=1.0, seed=None):
         """Characters without end that go on from the text start, all of which is read first."""
-        if not start:
-            raise Mistake("the start text is empty: at least 1 character is needed")
         ids = encode(start, reader.chars)
         a, _ = self.forward(ids[:-1], np.zeros(self.hidden_size))
         for ix in self.draw(a[-1], int(ids[-1]), temperature, seed):
@@ -434,7 +437,7 @@ class Run:
     iteration counts the updates, seconds is the time they took, and losses has the loss of each, in
     nats per character; smooth_loss is their moving average, which starts at that of guessing.
     history has a row [iteration, seconds, training loss, validation loss] for every validation.
-    max_iters, threshold and eval_interval are as train was called.
+    max_iters and threshold are those of the last train, eval_interval the iterations between rows.
     best holds the weights with the lowest validation loss (the latest, if nothing is held out). m
     and v are the moments of the optimiser, a_prev (B, H) is the hidden state before the next batch,
     and stop = True ends training after the iteration under way.
@@ -456,7 +459,7 @@ class Run:
         self.stop = False
 
     def add_loss(self, loss):
-        """Count the loss of an iteration."""
+        """Record the loss of an iteration."""
         self.losses.append(loss)
         self.smooth_loss += 0.01 * (loss - self.smooth_loss)
 
@@ -488,8 +491,8 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
     """
     if rnn.dtype != np.float64:
         raise Mistake(f"check_gradients needs a network with dtype=np.float64, not {rnn.dtype}")
-    rng = np.random.default_rng(0)
-    a_prev = rng.standard_normal((*np.shape(inputs)[1:], rnn.hidden_size))
+    shape = (*np.shape(inputs)[1:], rnn.hidden_size)
+    a_prev = np.random.default_rng(0).standard_normal(shape)
     a, y_pred = rnn.forward(inputs, a_prev)
     grads = rnn.backward(inputs, a, y_pred, targets)
     worst = 0.0
@@ -502,9 +505,9 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
                 _, y_pred = rnn.forward(inputs, a_prev)
                 measured[place] += rnn.loss(y_pred, targets) / (2 * step)
             w[place] = value
-        largest = max(np.abs(measured).max(), change)
+        largest = max(np.abs(measured).max(), change)  # in case all of them are 0
         worst = max(worst, np.abs(grads[name] - measured).max() / largest)
-    return float(worst)
+    return worst
 
 
 # --------------------------------------------------------------------------------------------------
@@ -531,14 +534,17 @@ def sgd(g, m, v, t, learning_rate):
     return learning_rate * g, m, v
 
 
-# Each with the learning rate that was best on the fables.
+# Each rule with the learning rate that did best on the fables.
 OPTIMIZERS = {"adam": (adam, 6e-3), "adagrad": (adagrad, 0.05), "sgd": (sgd, 0.03)}
 
 
 def schedule(iteration, max_iters):
-    """The share of the learning rate: a linear warm-up to 1, and half a cosine down to 0."""
-    warm_up = (iteration + 1) / min(100, max_iters / 10)
-    return min(1, warm_up) * (1 + math.cos(math.pi * iteration / max_iters)) / 2
+    """The share of the learning rate: a linear warm-up, times half a cosine from 1 down to 0.
+
+    The warm-up takes 100 iterations, or a tenth of a short run.
+    """
+    warm_up = min(1, (iteration + 1) / min(100, max_iters / 10))
+    return warm_up * (1 + math.cos(math.pi * iteration / max_iters)) / 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -548,7 +554,7 @@ OF_READER = ("path", "batch_size", "val_fraction", "chars", "shuffle_lines", "ch
 OF_RUN = ("seconds", "history", "max_iters", "threshold", "eval_interval")
 
 
-def reserve(path):
+def free_name(path):
     """Create the first of path, path-2, path-3, ... that is free, and return its name."""
     stem, ending = os.path.splitext(path)
     name = path
@@ -563,7 +569,7 @@ def reserve(path):
 
 
 def newest():
-    """The newest of the checkpoints here that train has named."""
+    """The newest char_rnn*.npz in this folder; its name is printed."""
     found = sorted(Path().glob("char_rnn*.npz"), key=os.path.getmtime)
     if not found:
         raise Mistake("there is no char_rnn*.npz here: train first, or name a checkpoint")
@@ -571,16 +577,21 @@ def newest():
     return str(found[-1])
 
 
-def write_whole(path, data):
-    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename."""
-    path = os.path.realpath(path)  # a link stays a link
+def write_whole(path, data, new=False):
+    """Write bytes to a file whole or not at all, and return its name.
+
+    They go to a temporary file beside it, which is then renamed. A new file takes the first free
+    name of path, path-2, path-3, ..., and else a link stays a link.
+    """
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        path = free_name(path) if new else os.path.realpath(path)
         os.replace(temporary, path)
+        return path
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -596,9 +607,9 @@ def arrays_of(rnn, run):
     return arrays
 
 
-def save_checkpoint(path, rnn, run, reader):
-    """Save a network, its run, where its text is, and a checksum by which it is known again."""
-    sizes = (rnn.hidden_size, rnn.vocab_size, rnn.seq_length)
+def save_checkpoint(path, rnn, run, reader, new=False):
+    """Save a network, its run, and where its text is, with a checksum; returns the file's name."""
+    sizes = (rnn.hidden_size, rnn.vocab_size, reader.seq_length)
     network = [*sizes, rnn.learning_rate, rnn.optimizer]
     about = {"network": network, "dtype": rnn.dtype.name}
     for name in OF_READER:
@@ -607,7 +618,7 @@ def save_checkpoint(path, rnn, run, reader):
         about[name] = getattr(run, name)
     file = io.BytesIO()
     np.savez(file, about=np.array(json.dumps(about)), **arrays_of(rnn, run))
-    write_whole(path, file.getvalue())
+    return write_whole(path, file.getvalue(), new)
 
 
 def load_checkpoint(path, model=RNN):
@@ -648,7 +659,7 @@ def unpack(path, data, model):
     expected = layout(arrays_of(rnn, run))
     found = layout(arrays)
     if found != expected:
-        names = sorted({name for name, _ in found.items() ^ expected.items()})
+        names = sorted(dict(found.items() ^ expected.items()))
         raise Mistake(
             f"{path} is not of a network of class {model.__name__}: see {', '.join(names)}"
         )
@@ -689,7 +700,7 @@ def print_progress(rnn, reader, run):
     elif sys.stdout.isatty() and run.iteration % max(1, int(0.2 / seconds_each)) == 0:
         speed = reader.inputs.size / reader.batches / seconds_each
         losses = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}"
-        print(f"{losses}  {speed:,.0f} characters/s  {left} left".ljust(79), end="\r", flush=True)
+        print(f"{losses}  {speed:,.0f} characters/s  {left} left".ljust(70), end="\r", flush=True)
     if run.ended() and 0 < run.threshold < run.smooth_loss:
         print(f"the threshold {run.threshold:g} was not reached: smooth is {run.smooth_loss:.3f}")
 
@@ -703,8 +714,7 @@ def print_row(rnn, reader, run, left):
     losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}".replace("nan", "  -")
     text = rnn.predict(reader, reader.chars[0], 38, temperature=0.7, seed=0)[1:]
     sample = "".join(char if char.isprintable() else " " for char in text)
-    row = f"{iteration:>9,}{losses}{left:>7}  {sample}"
-    print(f"{row:79}" if sys.stdout.isatty() else row, flush=True)  # as wide as what it replaces
+    print(f"{iteration:>9,}{losses}{left:>7}  {sample}", flush=True)
 
 
 def train_command(args):
@@ -720,18 +730,21 @@ def train_command(args):
     rate = default_rate if args.learning_rate is None else args.learning_rate
     sizes = (args.hidden_size, reader.vocab_size, args.seq_length)
     rnn = RNN(*sizes, rate, args.optimizer, args.seed)
-    if args.init_from:
+    if chars:
         rnn.use(model_run.best)
-    rnn.check(args.threshold)
+    rnn.check_threshold(args.threshold)
     run = Run(rnn)
     run.max_iters = args.max_iters
     run.threshold = args.threshold
     run.eval_interval = args.eval_interval
-    return learn(reserve(args.checkpoint), args.plot, rnn, reader, run)
+    signal.signal(signal.SIGINT, partial(stop, run))
+    draw_picture(args.plot, rnn, reader, run)  # what cannot be written shows before training
+    path = save_checkpoint(args.checkpoint, rnn, run, reader, new=True)
+    return learn(path, args.plot, rnn, reader, run)
 
 
 def resume_command(args):
-    """Go on with the run of a checkpoint, exactly as if it had not been stopped."""
+    """Go on with the run of a checkpoint as if it had not been stopped, or to more iterations."""
     path = args.checkpoint or newest()
     rnn, run, about = load_checkpoint(path)
     text = args.text or about.path
@@ -740,6 +753,8 @@ def resume_command(args):
     if reader.checksum != about.checksum:
         raise Mistake(f"{path} was trained on another text than {text}")
     run.max_iters = args.max_iters or run.max_iters
+    signal.signal(signal.SIGINT, partial(stop, run))
+    save(path, args.plot, rnn, reader, run)
     return learn(path, args.plot, rnn, reader, run)
 
 
@@ -751,18 +766,12 @@ def stop(run, number, frame):
 
 def learn(path, plot, rnn, reader, run):
     """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
-    signal.signal(signal.SIGINT, partial(stop, run))
-    try:
-        save(path, plot, rnn, reader, run)  # what cannot be written shows before training
-    finally:
-        if os.path.getsize(path) == 0:  # reserved in vain
-            os.remove(path)
     print_heading(path, rnn, reader, run)
     report = partial(report_and_save, path, plot, rnn, reader)
     rnn.train(reader, run.max_iters, run.threshold, report, run)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    save(path, plot, rnn, reader, run)
     if run.stop:
+        save(path, plot, rnn, reader, run)
         print(f"\nstopped after iteration {run.iteration:,}, saved in {path}")
         if reader.path != "-":  # which cannot be read again
             flags = ["--plot", plot] if plot else []
@@ -781,15 +790,16 @@ def report_and_save(path, plot, rnn, reader, run):
 
 def save(path, plot, rnn, reader, run):
     """Write the picture, if one is wanted, and the checkpoint of a run."""
-    if plot and os.path.realpath(plot) == os.path.realpath(reader.path):
-        raise Mistake(f"--plot {plot} is the text: name another file")
-    if plot:
-        write_whole(plot, picture_of(plot, rnn, run))
+    draw_picture(plot, rnn, reader, run)
     save_checkpoint(path, rnn, run, reader)
 
 
-def picture_of(plot, rnn, run):
-    """The losses over the iterations as the bytes of a picture with the ending of a file name."""
+def draw_picture(plot, rnn, reader, run):
+    """Write a picture of the losses over the iterations, if one is wanted."""
+    if not plot:
+        return
+    if os.path.realpath(plot) == os.path.realpath(reader.path):
+        raise Mistake(f"--plot {plot} is the text: name another file")
     ending = Path(plot).suffix
     if ending not in (".png", ".svg", ".pdf"):
         raise Mistake(f"--plot must end in .png, .svg or .pdf, not {plot}")
@@ -801,14 +811,14 @@ def picture_of(plot, rnn, run):
     axes = figure.subplots()
     iterations, _, train_losses, val_losses = np.reshape(run.history, (-1, 4)).T
     axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
-    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the row before")
+    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
     axes.plot(iterations, val_losses, "C1o-", label="validation")
     axes.axhline(math.log(rnn.vocab_size), color="grey", linestyle=":", label="guessing")
     axes.set(xlabel="iteration", ylabel="loss (nats per character)")
     axes.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format=ending[1:])
-    return picture.getvalue()
+    write_whole(plot, picture.getvalue())
 
 
 def print_heading(path, rnn, reader, run):
@@ -816,14 +826,14 @@ def print_heading(path, rnn, reader, run):
     size = sum(w.size for w in rnn.parameters().values())
     print(f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters")
     print(f"{len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
-    print(f"{run.max_iters:,} iterations read it {run.max_iters / reader.batches:.1f} times")
-    guessing = math.log(rnn.vocab_size)
-    print(f"losses are in nats per character; guessing among {rnn.vocab_size} costs {guessing:.3f}")
-    print(f"saved in {path}\n", flush=True)
+    print(f"{run.max_iters:,} iterations read the first {run.max_iters / reader.batches:.1f} times")
+    V = rnn.vocab_size
+    print(f"losses are in nats per character; guessing among {V} costs {math.log(V):.3f}")
+    print(f"saving in {path}\n")
     if run.ended():
         print(f"the run has ended at iteration {run.iteration:,}")
     elif run.history:
-        print(HEADER, flush=True)
+        print(HEADER)
 
 
 def print_result(path, rnn, reader, run):
@@ -832,7 +842,9 @@ def print_result(path, rnn, reader, run):
     if len(reader.val_ids):
         nats = rnn.evaluate(reader.val_ids)
         print(f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},")
-        print(f"on all {len(reader.val_ids):,} characters held out, by the weights of the best row")
+        print(
+            f"on all {len(reader.val_ids):,} characters held out, with the weights of the best row"
+        )
     print()
     for char in islice(rnn.write(reader, reader.chars[0], temperature=0.7, seed=0), 300):
         say(char)
@@ -842,6 +854,8 @@ def print_result(path, rnn, reader, run):
 
 def command_line(command, path, *flags):
     """A command as one types it."""
+    if path.startswith("-"):  # which would be taken for a flag
+        path = f"./{path}"
     return f"python {shlex.join([sys.argv[0], command, path, *flags])}"
 
 
@@ -868,7 +882,7 @@ def test_command(args):
     rnn.use(run.best)
     text = read_text(args.text)
     if zlib.crc32(text.encode()) == about.checksum:
-        print("the model was trained on this text: it has seen it before", file=sys.stderr)
+        print("the model was trained on this text", file=sys.stderr)
     if unknown := set(text) - set(about.chars):
         print(f"left out, as the model never saw them: {names_of(unknown)}", file=sys.stderr)
         text = "".join(char for char in text if char not in unknown)
@@ -883,7 +897,7 @@ def test_command(args):
 
 
 def whole(text, least=1):
-    """A whole number, from least to a thousand million."""
+    """A whole number, from least to a billion."""
     number = int(text) if re.fullmatch("[0-9]{1,10}", text) else -1
     if not least <= number <= 10**9:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
@@ -905,7 +919,7 @@ def add_train(train):
     rates = ", ".join(f"{rate:g} for {name}" for name, (_, rate) in OPTIMIZERS.items())
     add("--learning-rate", type=float, help=f"its peak, after the warm-up ({rates})")
     add("--max-iters", type=whole, default=2500, help="iterations, one update each (2500)")
-    add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0)")
+    add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0: never)")
     add("--eval-interval", type=whole, default=500, help="iterations from row to row (500)")
     add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
     meaning = "put the lines in another order first: for lists of names"
@@ -921,7 +935,7 @@ def add_resume(resume):
     resume.set_defaults(run=resume_command)
     resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
     resume.add_argument("text", nargs="?", help="its text, if it is elsewhere now")
-    meaning = "iterations in all; more than before raise the learning rate of a finished run again"
+    meaning = "iterations in all; going past the end raises the learning rate again"
     resume.add_argument("--max-iters", type=whole, help=meaning)
     resume.add_argument("--plot", metavar="PNG", help=PLOT)
 
@@ -935,7 +949,7 @@ def add_sample(sample):
     end = sample.add_mutually_exclusive_group()
     number = partial(whole, least=0)
     end.add_argument("--length", type=number, default=400, help="characters to draw (400)")
-    meaning = "draw so many whole lines instead, each after a newline"
+    meaning = "draw N lines instead, of at most 1,000 characters"
     end.add_argument("--lines", type=whole, default=0, metavar="N", help=meaning)
     add("--temperature", type=float, default=1.0, help="under 1 less random, over 1 more (1)")
     add("--seed", type=number, help="of the random numbers (another each time)")
@@ -958,12 +972,12 @@ def parse(argv):
     add_resume(commands.add_parser("resume", help="go on with a run that was stopped"))
     add_sample(commands.add_parser("sample", help="write text with a trained model"))
     add_test(commands.add_parser("test", help="measure how well a model predicts a text"))
-    if argv[:1] and argv[0] in (*commands.choices, "-h", "--help"):
+    if argv and argv[0] in (*commands.choices, "-h", "--help"):
         return parser.parse_args(argv)
     return parser.parse_args(["train", *argv])
 
 
-def main(argv=None):
+def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
@@ -972,8 +986,8 @@ def main(argv=None):
             encoding = stream.encoding if stream.isatty() else "utf-8"
             stream.reconfigure(encoding=encoding, errors="replace")
     try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args) or 0
+        args = parse(argv)
+        return args.run(args)
     except KeyboardInterrupt:
         return 130
     except (Mistake, OSError, MemoryError) as error:
@@ -982,4 +996,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
