@@ -589,8 +589,9 @@ def write_whole(path, data, new=False):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        path = free_name(path) if new else os.path.realpath(path)
-        os.replace(temporary, path)
+        if new:
+            path = free_name(path)
+        os.replace(temporary, os.path.realpath(path))
         return path
     finally:
         Path(temporary).unlink(missing_ok=True)

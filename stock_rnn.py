@@ -3,41 +3,48 @@
 # dependencies = ["numpy>=1.26", "torch>=2.6"]
 # ///
 # SPDX-License-Identifier: MIT-0
-"""Next-price prediction with a recurrent neural network in torch, from a CSV file to an honest test score.
+"""Next-value prediction with a recurrent network in torch, from a CSV file to an honest score.
 
-    python stock_rnn.py                                learn from two years of Bitcoin prices, in seconds
-    python stock_rnn.py train my.csv --column Close    learn from your own prices
-    python stock_rnn.py test stock_rnn.pt other.csv    measure how well it predicts other prices
-    python stock_rnn.py predict stock_rnn.pt my.csv    the prices after the last row
+    python stock_rnn.py                                learn from two years of Bitcoin prices
+    python stock_rnn.py train my.csv --column Close    learn from your own values
+    python stock_rnn.py resume                         go on with a run that was stopped
+    python stock_rnn.py test stock_rnn.pt other.csv    measure how well it predicts other values
+    python stock_rnn.py predict stock_rnn.pt my.csv    the values after the last row
 
-One hidden layer reads a window of prices, one a step (x_t), and a linear layer says what comes next (y):
+One hidden layer reads a window of values, one a step (x_t), and a linear layer says what comes
+next (y):
 
     a_t = tanh(Waa a_{t-1} + Wax x_t + ba)
     y   = Wya a_T + by
     L   = mean over windows of (y - target)^2
 
-Every score stands beside that of the naive forecast, "the next price is the last price", because most
-networks that look good on a chart have learned just that. Any series of positive values will do.
+Every score stands beside those of three simple forecasts, because most networks that look good on
+a chart have learned no more than one of these: the last value; drift, which adds the mean change;
+and a straight line, the best weighted sum of the window.
 
-Shapes, everywhere below: N prices, T steps in a window (seq_length), B windows in a batch, H hidden units.
+Shapes, everywhere below: N values, T steps in a window, B windows in a batch, H hidden units.
 """
 
 import argparse
-import contextlib
 import copy
 import csv
+import importlib.util
 import io
 import itertools
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
 import sys
 import zipfile
 import zlib
+from array import array
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 # One thread: on a busy machine, threads that wait for each other are 10 to 50 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,277 +54,350 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-# ------------------------------------------------------------------------------------------------------------
-# Data: from a CSV file to windows of prices and the price that follows each
 
-KLINE = [
-    "open_time",
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "close_time",
-]  # and five more, at Binance
-MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", "."}
-PRICE = re.compile(r"[$€£¥]? ?(\d+|\d{1,3}(,\d{3})+)(\.\d*)? ?[$€£¥]?")  # 1,403.13 but not 1403,13
-DAYS = ["%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%Y-%m-%d", "%d-%b-%Y", "%d-%b-%y"]
-DAYS = [day.replace("-", sign) for day in DAYS for sign in "/.-"] + [
-    "%b %d, %Y",
-    "%d %b %Y",
-    "%Y%m%d",
-]
+class Mistake(ValueError):
+    """What a user can mend: the command line tells it in one line. All else is a bug."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Files: from a CSV file to an array of values, the oldest first
+
+NOT_TEXT = {
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"PK": "a zip or Excel file: save it as CSV",
+    b"\xff\xfe": "UTF-16: save it as UTF-8",
+    b"\xfe\xff": "UTF-16: save it as UTF-8",
+}
+KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
+MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", ".", "?"}
+NUMBER = re.compile(r"[-+]?[$€£¥]? ?(\d+|\d{1,3}(,\d{3})+)(\.\d*)? ?[$€£¥]?")  # 1,403.13
+GROUPED = re.compile(r"[-+]?\d{1,3}[.,]\d{3}")  # 120.760 or 10,074: two readings
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d{1,2} ?%")
+CLOCK = re.compile(r"\d\d?:\d\d.*|\d{6}")
+SURE = ("number", "ISO")  # forms of time that no other can be taken for
+DAYS = ["%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%y-%m-%d", "%m-%d-%y", "%d-%m-%y", "%Y%m%d", "%Y-%m"]
+DAYS += ["%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y"]
 CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
-TIME_FORMS = ["number", "ISO", "%Y-%m", *(day + clock for day in DAYS for clock in CLOCKS)]
+FORMS = [*SURE, *(day + clock for day in DAYS for clock in CLOCKS)]
 EPOCH = datetime(1970, 1, 1)
 
 
-def load_prices(path, column="open", every=1):
-    """The prices in one column of a CSV file: (N,) float64, oldest first, every n-th row.
+def load_prices(path, column="open"):
+    """The values in one column of a CSV file: (N,) float64, oldest first.
 
-    Rows without a price are skipped, rows out of order are sorted by their times, and of rows with the same
-    time the first is kept; a line on stderr tells of each. Without times, the order is that of the file.
-    Raises ValueError for a file without such a column, a price that is not a positive number, times that
-    cannot be read, and two prices at one time that differ by more than 1 %.
+    A line on stderr tells where the order comes from: a column of times, or the file. Rows without
+    a value are skipped, and of rows with the same time the first is kept, which is told as well.
+    Raises Mistake for a file without such a column, and for whatever could be misread: other
+    characters than numbers have, dates that have two readings, several series in one file.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, not {every}")
-    prices, lines, missing, times = [], [], [], {}  # times: for each column of times, its cells
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        names, at, rows, delimiter = read_header(path, file, column.lower())
-        for row in filter(None, rows):
-            cell, line = row[at].strip() if at < len(row) else "", rows.line_num
-            price = to_number(cell, delimiter)
-            word = price is None and not cell[:1].isdigit()
-            if not prices and (word or row[0].lower() in ("ticker", "date", "datetime")):
-                continue  # a further header row: yfinance has two
-            if price is None or price <= 0 or price == math.inf:
-                raise ValueError(
-                    f"{path}, line {line}: {cell!r} is not a positive number such as 1403.13"
-                )
-            if math.isnan(price):
-                missing.append(line)
-                continue
-            if not prices:
-                times = {ix: [] for ix in time_columns(names, row)}
-            prices.append(price)
-            lines.append(line)
-            for ix, cells in times.items():
-                cells.append(row[ix].strip() if ix < len(row) else "")
-    if not prices:
-        raise ValueError(f"{path} has no number in column {column!r}")
-    prices, lines, told = np.array(prices), np.array(lines), {"without a price: skipped": missing}
-    if times:
-        seconds = read_times(path, list(times.values()), lines)
-        told["older than the row above: sorted"] = lines[1:][np.diff(seconds) < 0]
-        order = np.argsort(
-            seconds, kind="stable"
-        )  # of rows with the same time, the first stays first
-        seconds, prices, lines = seconds[order], prices[order], lines[order]
-        again = np.append(False, np.diff(seconds) == 0)
-        told["at the time of another: dropped"] = lines[again]
-        for i in np.flatnonzero(again & (abs(prices / np.roll(prices, 1) - 1) > 0.01)):
-            what = f"line {lines[i]} has the time of line {lines[i - 1]} and another price"
-            raise ValueError(f"{path}: {what}: several series in one file?")
-        prices = prices[~again]
-    for what, found in told.items():
-        if len(found):
-            print(
-                f"{path}: {len(found):,} rows {what} (the first in line {min(found)})",
-                file=sys.stderr,
-            )
-    return prices[::every]
+    values, lines, times = read_rows(path, column.strip().lower())
+    name, seconds = read_times(path, times, lines)
+    if name is None:
+        print(f"{path}: no times found: in the order of the file", file=sys.stderr)
+        return values
+    print(f"{path}: sorted by {name}", file=sys.stderr)
+    _, first, place = np.unique(seconds, return_index=True, return_inverse=True)
+    kept = values[first]  # of rows with the same time, the first
+    other = abs(values - kept[place]) > 0.01 * abs(kept[place])
+    if other.sum() > len(values) / 100:
+        at = other.argmax()
+        raise Mistake(
+            f"{path}: line {lines[at]} has the time of line {lines[first[place[at]]]} "
+            f"and another value: several series in one file?"
+        )
+    tell_rows(path, np.delete(lines, first), "at the time of another: dropped")
+    return kept
 
 
-def read_header(path, file, column):
-    """The column names, the place of the column, the rows below, the delimiter; Binance has no header."""
+def tell_rows(path, lines, what):
+    """Say on stderr how many rows are left out, and where the first is."""
+    if len(lines):
+        first = f"(the first in line {min(lines)})"
+        print(f"{path}: {len(lines):,} rows {what} {first}", file=sys.stderr)
+
+
+def read_rows(path, column):
+    """The values of a column, the line of each, and the cells of the columns that hold times."""
+    with open(path, "rb") as file:
+        start = file.peek(2)[:2]  # not read, because a pipe can be read but once
+        if start in NOT_TEXT:
+            raise Mistake(f"{path} is {NOT_TEXT[start]}")
+        try:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            return collect(path, *find_header(path, text, column))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise Mistake(f"{path} is no CSV file in UTF-8: {error}") from None
+
+
+def find_header(path, file, column):
+    """The column names, the place of the column, and the rows below the header."""
     head = list(itertools.islice(file, 50))
-    if head and head[0].startswith(
-        "\ufffd\ufffd"
-    ):  # what became of the two bytes that UTF-16 begins with
-        raise ValueError(f"{path} looks like UTF-16: save it as UTF-8")
     for delimiter in ",;\t":
         rows = csv.reader(itertools.chain(head, file), delimiter=delimiter)
         for row in itertools.islice(rows, len(head)):
             names = [name.strip(" <>").lower() for name in row]
             if names.count(column) > 1:
-                raise ValueError(
-                    f"{path}, line {rows.line_num} names {column!r} {names.count(column)} times"
-                )
+                raise Mistake(f"{path} names {column!r} twice: see line {rows.line_num}")
             if column in names:
-                return names, names.index(column), rows, delimiter
-    delimiter = max(",;\t", key="".join(head).count)
-    table = [row for row in csv.reader(head, delimiter=delimiter) if row] or [[""]]
-    if len(table[0]) == 12 and column in KLINE and None not in map(to_number, table[0]):
-        return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file)), ","
-    header = next(row for row in table if len(row) == len(table[-1]))
-    numeric = [
-        name for name, cell in zip(header, table[-1]) if to_number(cell) and to_number(name) is None
-    ]
-    hint = (
-        f"try --column {' or '.join(map(shlex.quote, numeric))}"
-        if numeric
-        else "its first line must name it"
+                return names, names.index(column), rows
+    first = next(csv.reader(head), [])
+    if len(first) == len(KLINE) and column in KLINE and None not in map(to_number, first):
+        return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file))  # Binance
+    raise Mistake(
+        f"{path} has no column {column!r}: take --column for another. A line of the file must name "
+        f"them, divided by commas, semicolons or tabs; its first is {''.join(head[:1])!r:.80}"
     )
-    raise ValueError(f"{path} has no column {column!r}: {hint}")
 
 
-def to_number(cell, delimiter=","):
-    """A cell as a number, with or without a currency sign; nan where it is missing, None for any other."""
+def collect(path, names, at, rows):
+    """What read_rows returns, from the rows below the header."""
+    values = array("d")  # a list would take four times the memory
+    lines = array("q")
+    missing = array("q")
+    columns = {}
+    times = {}
+    unclear = False
+    for row in filter(None, rows):
+        row += [""] * (len(names) - len(row))
+        cell = row[at].strip()
+        value = to_number(cell)
+        if rows.dialect.delimiter != "," and "," in cell and "." not in cell:
+            value = None  # 1,403 may be 1.403 or 1403
+        if not values and not cell[-1:].isdigit() and row[0].strip().isalpha():
+            continue  # a further header row: yfinance has two
+        if value is None or abs(value) > 1e100:
+            raise Mistake(f"{path}, line {rows.line_num}: {cell!r:.40} is no number like 1403.13")
+        if len(row) > len(names) and len(list(filter(None, row))) > len(names):
+            raise Mistake(f"{path}, line {rows.line_num} has more cells than the header has names")
+        if math.isnan(value):
+            missing.append(rows.line_num)
+            continue
+        if not values:
+            columns = time_columns(names, row, at)
+            times = {name: [] for name in columns}
+            unclear = any(map(DECIMAL_COMMA.fullmatch, row))
+        unclear = unclear and GROUPED.fullmatch(cell)
+        values.append(value)
+        lines.append(rows.line_num)
+        for name, places in columns.items():
+            times[name].append(" ".join([row[ix].strip() for ix in places]))
+    if not values:
+        raise Mistake(f"{path} has no number in column {names[at]!r}")
+    if unclear:
+        raise Mistake(f"{path} has decimal commas, so that {cell} is unclear: use decimal points")
+    tell_rows(path, missing, "without a value: skipped")
+    return np.array(values), np.array(lines), times
+
+
+def to_number(cell):
+    """A cell as a number, with or without a currency; nan where it is missing, None for others."""
     try:
-        return None if "_" in cell else float(cell)  # Python would read 1_000
+        return float(cell)
     except ValueError:
-        if cell.lower() in MISSING:
-            return math.nan
-    known = PRICE.fullmatch(cell) and ("," not in cell or "." in cell or delimiter == ",")
-    return float(re.sub("[^0-9.]", "", cell)) if known else None
+        pass
+    if cell.strip().lower() in MISSING:
+        return math.nan
+    return float(re.sub("[^-0-9.]", "", cell)) if NUMBER.fullmatch(cell) else None
 
 
-def time_columns(names, row):
-    """The columns whose name says that they hold times or, where none does, those that begin with a date."""
-    named = [
-        ix for ix, name in enumerate(names) if re.search(r"\btime|time\b|date|unix|_at\b", name)
-    ]
-    words = [ix for ix, cell in enumerate(row) if to_number(cell) is None]
-    return named or [
-        ix for ix in words if any(len(read_column([row[ix]], form)) for form in TIME_FORMS)
-    ]
+def time_columns(names, row, at):
+    """The places of the times in a row, by their names: a column, or a date and a time of day.
+
+    A number is a time only where the name of its column says so.
+    """
+    dates = {}
+    clocks = []
+    for ix, (name, cell) in enumerate(zip(names, row)):
+        named = re.search(r"\btime|time\b|date|unix|_at\b", name)
+        if ix == at or not (named or to_number(cell) is None):
+            continue
+        if CLOCK.fullmatch(cell.strip()):
+            clocks.append(ix)
+        elif any(len(read_column([cell.strip()], form)) for form in FORMS):
+            dates[name] = [ix]
+    if dates and clocks:
+        name, places = next(iter(dates.items()))
+        return {name: [*places, clocks[0]]}
+    return dates
 
 
-def read_times(path, columns, lines):
-    """Seconds since 1970, (N,), from the first of the columns that one of TIME_FORMS reads as a whole. Dates
-    in one column and times of day in another are read as one; where day and month could be mistaken for each
-    other, the right form is the one that puts the rows in order."""
-    clocks = [cells for cells in columns if re.fullmatch(r"\d\d?:\d\d.*|\d{6}", cells[0])]
-    days = [cells for cells in columns if not re.fullmatch(r"\d\d?:\d\d.*|\d{6}", cells[0])]
-    if clocks and days:
-        columns = [[f"{day} {clock}" for day, clock in zip(days[0], clocks[0])]]
-    for cells in columns:
-        found, longest = [], 0
-        for form in TIME_FORMS:
+def read_times(path, times, lines):
+    """The name of a column of times, and its seconds since 1970, (N,); or None and None.
+
+    A form of date is right if it puts the rows in order, up or down, or if no other form reads the
+    whole column and its year has four digits.
+    """
+    unclear = ""
+    for name, cells in times.items():
+        in_order = {}
+        others = []
+        longest = 0
+        for form in FORMS:
             seconds = read_column(cells, form)
             longest = max(longest, len(seconds))
-            if len(seconds) == len(cells) and np.isfinite(seconds).all():
-                found.append(seconds)
-                if form[:2] not in ("%d", "%m"):  # which can be taken for each other
-                    break
-        in_order = [s for s in found if (np.diff(s) >= 0).all() or (np.diff(s) <= 0).all()]
-        if in_order or len(found) == 1:
-            return (in_order or found)[0]
-    at = min(longest, len(cells) - 1)
-    raise ValueError(
-        f"{path}, line {lines[at]}: the time {cells[at]!r} is unclear; 2017-10-01 20:00 is not"
-    )
+            if len(seconds) < len(cells) or not np.isfinite(seconds).all():
+                continue
+            steps = np.diff(seconds)
+            if (steps >= 0).all() or (steps <= 0).all():
+                in_order[np.argsort(seconds, kind="stable").tobytes()] = seconds
+            elif "%y" not in form:
+                others.append(seconds)
+            if form in SURE:
+                break
+        readings = [*in_order.values()] or others
+        if len(readings) == 1:
+            return name, readings[0]
+        at = min(longest, len(cells) - 1)
+        unclear = f"line {lines[at]}: the time {cells[at]:.40} is unclear; 2017-10-01 20:00 is not"
+    if unclear:
+        raise Mistake(f"{path}, {unclear}")
+    return None, None
 
 
 def read_column(cells, form):
-    """Seconds since 1970 of each cell, in UTC unless it names a zone, up to the first in another form."""
-    seconds = []
-    with contextlib.suppress(ValueError):
+    """Seconds since 1970 of each cell, up to the first that has another form."""
+    seconds = array("d")
+    try:
         for cell in cells:
-            if form == "number":
-                seconds.append(float(cell))
-                continue
-            if form == "ISO":
-                moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
-            else:
-                moment = datetime.strptime(cell, form)
-            epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
-            seconds.append((moment - epoch).total_seconds())
-    for _ in range(
-        2
-    ):  # what is in microseconds becomes milliseconds, and what is in milliseconds seconds
-        seconds = np.where(np.abs(seconds) > 1e11, np.divide(seconds, 1000), seconds)
-    return seconds
+            seconds.append(read_time(cell, form))
+    except ValueError:
+        pass
+    return np.array(seconds)
+
+
+def read_time(cell, form):
+    """Seconds since 1970 of a cell, in UTC unless it names a zone, or ValueError."""
+    if form == "number":
+        number = float(cell)
+        while 1e11 < abs(number) < math.inf:  # in milliseconds, or smaller still
+            number /= 1000
+        return number
+    if form == "ISO":
+        moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
+    else:
+        date, clock = re.fullmatch(r"(.*?)( \d\d?:\d\d.*| \d{6})?", cell).groups()
+        day = "-".join(re.findall(r"\d+|[A-Za-z]+", date))  # 31/01/2020 and Jan 31, 2020
+        moment = datetime.strptime(day + (clock or ""), form)
+    epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
+    return (moment - epoch).total_seconds()
+
+
+# --------------------------------------------------------------------------------------------------
+# Data: from values to windows, each with the value that follows it
+
+NORMALISE = ("relative", "difference", "range")
 
 
 class StockDataset(Dataset):
-    """Windows of prices, each with the price that follows it, as a network wants them.
+    """Windows of values, each with the value that follows it, as a network wants them.
 
-    Item i is (window, target): the T prices from i on as (T, 1) float32, and the one after them as (1,). A
-    list, slice or tensor of B indices gives a batch: (B, T, 1) and (B, 1). Each price p becomes
+    Item i is (window, target): the T values from i on as (T, 1) float32, and the next one as (1,).
+    A list, slice or tensor of B indices gives a batch: (B, T, 1) and (B, 1). Each value v becomes
+    x = (v - centre) / unit, and a model's output stands for the value centre + unit * output.
 
-        x = (p - centre) / unit        and back, from a model's output:        p = centre + unit * output
-        normalise="window"    centre = p_T, the last price of the window, and unit = scale * p_T, where scale
-                              is the standard deviation of the relative changes from one price to the next
-        normalise="range"     (centre, unit) = scale = the middle and half of the range: x is from -1 to 1
+        normalise     centre                  unit            scale, fitted to these values
+        relative      last of the window      scale * last    std of the relative changes
+        difference    last of the window      scale           std of the changes
+        range         middle of the range     scale           half of the range
 
-    scale is fitted to these prices unless given: fit it on the training part and pass it on.
-    Raises ValueError for prices that are too few, not finite, constant, or (with "window") not above zero.
+    Fit scale and middle to the training part, and take them for the others, as `like` does.
+    Raises Mistake for values that are too few, not finite, all alike, or not above zero (relative).
     """
 
-    def __init__(self, prices, seq_length, normalise="window", scale=None):
-        self.prices, self.seq_length, self.normalise = (
-            np.array(prices, np.float64),
-            seq_length,
-            normalise,
-        )
-        if normalise not in ("window", "range"):
-            raise ValueError(f"normalise must be window or range, not {normalise}")
-        if self.prices.ndim != 1 or not 1 <= seq_length < len(self.prices):
-            raise ValueError(
-                f"{self.prices.shape} prices do not hold a window of {seq_length} and one more"
-            )
-        low, high = float(self.prices.min()), float(self.prices.max())
-        if not math.isfinite(high - low) or (normalise == "window" and low <= 0):
-            raise ValueError(f"prices must be finite and above zero, not from {low} to {high}")
-        if scale is None:
-            scale = middle, unit = (high + low) / 2, (high - low) / 2
-            if normalise == "window":
-                scale = unit = float(np.std(np.diff(self.prices) / self.prices[:-1]))
-            if unit < 1e-12:
-                raise ValueError(
-                    f"prices from {low:g} to {high:g} that all change alike: nothing to learn"
-                )
+    def __init__(self, values, seq_length, normalise="relative", scale=None, middle=0.0):
+        self.values = np.asarray(values, np.float64).copy()
+        self.seq_length = seq_length
+        self.normalise = normalise
         self.scale = scale
-        self.windows = torch.from_numpy(self.prices).unfold(
-            0, seq_length + 1, 1
-        )  # (N - T, T + 1), a view
+        self.middle = middle
+        if normalise not in NORMALISE:
+            raise Mistake(f"normalise must be one of {', '.join(NORMALISE)}, not {normalise}")
+        if self.values.ndim != 1 or len(self.values) < seq_length + (scale is None):
+            raise Mistake(f"{len(self.values)} values are too few for a window of {seq_length}")
+        low = float(self.values.min())
+        high = float(self.values.max())
+        if not math.isfinite(high - low):
+            raise Mistake(f"values must be finite, not from {low} to {high}")
+        if normalise == "relative" and low <= 0:
+            raise Mistake(f"{low:g} is not above zero: train with --normalise difference")
+        if scale is None:
+            self.fit(low, high)
+
+    def fit(self, low, high):
+        """Set scale and middle for these values."""
+        changes = np.diff(self.values)
+        smallest = 1e-12 * max(abs(low), abs(high))
+        if self.normalise == "relative":
+            changes = changes / self.values[:-1]
+            smallest = 1e-12
+        self.scale = float(np.std(changes))
+        if self.normalise == "range":
+            self.scale = (high - low) / 2
+            self.middle = (high + low) / 2
+        if self.scale <= smallest:
+            raise Mistake(f"values from {low:g} to {high:g} all change alike: nothing to learn")
+
+    def like(self, values):
+        """Other values in such windows, with the same scale and middle."""
+        return StockDataset(values, self.seq_length, self.normalise, self.scale, self.middle)
 
     def __len__(self):
-        return len(self.windows)
+        return len(self.values) - self.seq_length
 
     def __getitem__(self, index):
-        rows = self.windows[index]  # the target last
+        windows = torch.from_numpy(self.values).unfold(0, self.seq_length + 1, 1)  # a view
+        rows = windows[index]  # the target last
         centre, unit = self.centre_and_unit(rows[..., -2:-1])
         x = ((rows - centre) / unit).float()
         return x[..., :-1, None], x[..., -1:]
 
     def centre_and_unit(self, last):
-        """The two numbers of the formula for windows that end in the price `last`."""
-        return (last, self.scale * last) if self.normalise == "window" else self.scale
+        """The two numbers of the table for windows that end in the value `last`."""
+        if self.normalise == "relative":
+            return last, self.scale * last
+        if self.normalise == "difference":
+            return last, self.scale
+        return self.middle, self.scale
 
-    def to_price(self, output, last):
-        """The price that a model's output stands for, after a window that ends in the price `last`."""
-        centre, unit = self.centre_and_unit(last)
-        return centre + unit * output
 
+def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise=None):
+    """Training, validation and test set in the order of time, by the scale of the training part.
 
-def split(prices, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="window"):
-    """Training, validation and test set, in the order of time, with the scale of the training prices alone.
-    The last test_fraction of the prices are the targets of the test set, those before them of the validation
-    set; first windows look back into the part before. Raises ValueError where a part would be empty."""
-    test_start = len(prices) - int(len(prices) * min(test_fraction, 1))
-    val_start = test_start - int(len(prices) * min(val_fraction, 1))
-    if not seq_length < val_start < test_start < len(prices):
-        sizes = f"seq_length {seq_length}, val_fraction {val_fraction} and test_fraction {test_fraction}"
-        raise ValueError(f"{len(prices)} prices are too few for {sizes}: every part needs a target")
-    train_set = StockDataset(prices[:val_start], seq_length, normalise)
-    options = seq_length, normalise, train_set.scale
-    val_set = StockDataset(prices[val_start - seq_length : test_start], *options)
-    return train_set, val_set, StockDataset(prices[test_start - seq_length :], *options)
+    The last test_fraction of the values are the targets of the test set, those before them of the
+    validation set; first windows look back into the part before. Without normalise, it is relative
+    if all values of the training part are above zero, else difference. Raises Mistake where a part
+    would be empty.
+    """
+    test_start = len(values) - int(len(values) * min(test_fraction, 1))
+    val_start = test_start - int(len(values) * min(val_fraction, 1))
+    if not seq_length < val_start < test_start < len(values):
+        raise Mistake(
+            f"{len(values)} values are too few for seq_length {seq_length} and fractions "
+            f"{val_fraction} and {test_fraction}: every part needs a target"
+        )
+    if normalise is None:
+        normalise = "relative" if min(values[:val_start]) > 0 else "difference"
+    train_set = StockDataset(values[:val_start], seq_length, normalise)
+    val_set = train_set.like(values[val_start - seq_length : test_start])
+    test_set = train_set.like(values[test_start - seq_length :])
+    return train_set, val_set, test_set
 
 
 def batches(dataset, batch_size, shuffle=False):
-    """A DataLoader that asks the dataset for whole batches, which is faster than item by item: its sampler
-    gives lists of indices, and so batch_size is None. Only with shuffle are random numbers drawn."""
+    """A DataLoader that asks the dataset for whole batches, which is faster than item by item.
+
+    Its sampler gives lists of indices, and so batch_size is None. Only with shuffle are random
+    numbers drawn.
+    """
     order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    order = BatchSampler(order, batch_size, drop_last=False)
-    return DataLoader(dataset, batch_size=None, sampler=order, generator=torch.Generator())
+    sampler = BatchSampler(order, batch_size, drop_last=False)
+    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Model, training, and what a trained model is asked for
+# --------------------------------------------------------------------------------------------------
+# Models: the network, and the simple forecasts that it should beat
+
+CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNN(nn.Module):
@@ -325,476 +405,634 @@ class RNN(nn.Module):
 
         a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y = Wya a_T + by
 
-    With num_layers above 1, the a_t of a layer are the x_t of the next. The linear layer starts at zero, so
-    that with normalise="window" the untrained model is the naive forecast, and training improves on that.
+    The cells gru and lstm have gates. The linear layer starts at zero, so that where the centre is
+    the last value the untrained model is the naive forecast, and training improves on that.
     """
 
-    def __init__(self, hidden_size=16, num_layers=1):
+    def __init__(self, hidden_size=32, cell="rnn"):
         super().__init__()
-        self.rnn = nn.RNN(1, hidden_size, num_layers, nonlinearity="tanh", batch_first=True)
+        self.rnn = CELLS[cell](1, hidden_size, batch_first=True)
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x):
-        _, a_last = self.rnn(x)  # (num_layers, B, H)
-        return self.linear(a_last[-1])
+        a, _ = self.rnn(x)  # (B, T, H)
+        return self.linear(a[:, -1])
 
 
 class Naive(nn.Module):
-    """The naive forecast as a model: the next price is the last price, y = x_T."""
+    """The naive forecast as a model: the next value is the last one, y = x_T."""
 
     def forward(self, x):
         return x[:, -1]
+
+
+class WeightedSum(nn.Module):
+    """A weighted sum of the window and of 1, by T + 1 weights: (B, T, 1) to (B, 1)."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, x):
+        return with_one(x) @ self.weights
+
+
+def with_one(x):
+    """The values of each window and a 1: (B, T, 1) to (B, T + 1)."""
+    return nn.functional.pad(x[..., 0].double(), (0, 1), value=1.0)
+
+
+def simple_forecasts(train_set):
+    """The weights of two simple forecasts beside Naive(), each (T + 1, 1), by their names.
+
+    drift adds the mean change of the training set to the last value, and linear has the least
+    squared error on that set.
+    """
+    x, target = train_set[:]
+    drift = torch.zeros(train_set.seq_length + 1, 1, dtype=torch.float64)
+    drift[-2] = 1
+    drift[-1] = (target - x[:, -1]).mean()
+    linear, *_ = np.linalg.lstsq(with_one(x).numpy(), target.double().numpy(), rcond=None)
+    return {"drift": drift, "linear": torch.from_numpy(linear)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
 
 
 def train(
     model,
     train_loader,
     val_loader,
-    epochs=60,
-    learning_rate=3e-4,
-    weight_decay=0.1,
+    criterion=None,
+    optimizer=None,
+    epochs=100,
     report=None,
     state=None,
 ):
-    """Minimise the mean squared error with AdamW; returns {"train_loss": [...], "val_loss": [...]} by epoch.
+    """Minimise a loss; returns {"train_loss": [...], "val_loss": [...]}, a number for each epoch.
 
-    The loaders give batches (x, target). The model ends with the weights of the epoch whose validation loss
-    was lowest. report(state), where given, is called after every epoch; such a state, passed back, goes on
-    exactly from there. A seed set before the model is made repeats everything on the same machine. Raises
-    ValueError for epochs below 1, and when the loss is no longer finite.
+    The loaders give batches (x, target). The loss is the mean squared error and the optimiser AdamW
+    unless they are given; the learning rate falls by a half cosine to zero. The model ends with the
+    weights whose validation loss was lowest, which may be those that it came with. report(state) is
+    called after every epoch; such a state, passed back, goes on exactly from there. A seed set
+    before the model is made repeats everything on the same machine. Raises Mistake for a loss that
+    is not finite.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, not {epochs}")
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
-    history, best = {"train_loss": [], "val_loss": []}, copy.deepcopy(model.state_dict())
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        history, best = copy.deepcopy(state["history"]), state["best"]
-        torch.set_rng_state(state["random"])
+    criterion = criterion or nn.functional.mse_loss
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.1)
+    state = copy.deepcopy(state) or new_state(model, val_loader, optimizer, criterion)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    history = state["history"]
     for epoch in range(len(history["val_loss"]), epochs):
-        model.train()
-        total, count = 0.0, 0
-        for batch in train_loader:
-            loss, output = squared_error(model, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total, count = total + loss.item() * len(output), count + len(output)
-        train_loss, val_loss = total / count, evaluate(model, val_loader)[0]
+        for group in optimizer.param_groups:
+            share = (1 + math.cos(math.pi * epoch / epochs)) / 2
+            group["lr"] = share * group["initial_lr"]
+        train_loss = train_epoch(model, train_loader, criterion, optimizer)
+        val_loss, _ = evaluate(model, val_loader, criterion)
         if not math.isfinite(train_loss + val_loss):
-            raise ValueError(
-                f"no finite loss in epoch {epoch + 1}: try a rate below {learning_rate:g}"
-            )
-        if val_loss < min(history["val_loss"], default=math.inf):
-            best = copy.deepcopy(model.state_dict())
+            raise Mistake(f"no finite loss in epoch {epoch + 1}: try a lower learning rate")
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
+        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state["random"] = torch.get_rng_state()
+        if val_loss < state["best_loss"]:
+            state["best"] = copy.deepcopy(model.state_dict())
+            state["best_loss"] = val_loss
         if report:
-            random = torch.get_rng_state()
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "history": history,
-            }
-            report(copy.deepcopy(state | {"best": best, "random": random}))
-            torch.set_rng_state(random)  # whatever report draws, training goes on as without it
-    model.load_state_dict(best)
+            report(copy.deepcopy(state))
+            torch.set_rng_state(state["random"])  # whatever report draws, training goes on alike
+    model.load_state_dict(state["best"])
     return history
 
 
-def squared_error(model, batch):
-    """The mean squared error of a model on a batch (x, target), and its outputs."""
-    device = next(
-        model.parameters(), torch.empty(0)
-    ).device  # without parameters, the default device
+def new_state(model, val_loader, optimizer, criterion=nn.functional.mse_loss):
+    """Where a training starts: the untrained model is the first that may turn out the best."""
+    random = torch.get_rng_state()
+    val_loss, _ = evaluate(model, val_loader, criterion)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # as the schedulers of torch call it
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": random,
+        "history": {"train_loss": [], "val_loss": []},
+        "best": model.state_dict(),
+        "best_loss": val_loss,
+    }
+    return copy.deepcopy(state)
+
+
+def train_epoch(model, loader, criterion, optimizer):
+    """One pass over the batches of a loader; returns the mean loss."""
+    model.train()
+    total = 0.0
+    count = 0
+    for batch in loader:
+        loss, output = loss_and_output(model, batch, criterion)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(output)
+        count += len(output)
+    return total / count
+
+
+def loss_and_output(model, batch, criterion):
+    """The loss of a model on a batch (x, target), and its outputs."""
+    device = next(model.parameters(), torch.empty(0)).device
     x, target = (part.to(device) for part in batch)
     output = model(x)
-    if output.shape != target.shape:  # torch would broadcast them, and learn something else
-        raise ValueError(
-            f"the model answers {tuple(output.shape)} where targets are {tuple(target.shape)}"
-        )
-    return nn.functional.mse_loss(output, target), output
+    shape = getattr(output, "shape", type(output).__name__)
+    if shape != target.shape:  # torch would broadcast them, and learn something else
+        raise Mistake(f"the model answers {shape}, and must answer a tensor of {target.shape}")
+    return criterion(output, target), output
 
 
 @torch.inference_mode()
-def evaluate(model, loader):
-    """The mean squared error over the batches of a loader, in eval mode, and the outputs in its order."""
+def evaluate(model, loader, criterion=nn.functional.mse_loss):
+    """The mean loss over the batches of a loader, in eval mode, and the outputs in its order."""
     model.eval()
-    losses, outputs = zip(*(squared_error(model, batch) for batch in loader))
-    loss = np.average([loss.item() for loss in losses], weights=[len(output) for output in outputs])
+    losses, outputs = zip(*(loss_and_output(model, batch, criterion) for batch in loader))
+    sizes = [len(output) for output in outputs]
+    loss = np.average([loss.item() for loss in losses], weights=sizes)
     return float(loss), torch.cat(outputs)
 
 
+# --------------------------------------------------------------------------------------------------
+# What a trained model is asked for
+
+
+@torch.inference_mode()
+def forecast(model, dataset, steps=1):
+    """The values after every window, (N - T + 1, steps); each is fed back for the next.
+
+    The last row is what comes after the last value.
+    """
+    model.eval()
+    device = next(model.parameters(), torch.empty(0)).device
+    windows = torch.from_numpy(dataset.values).unfold(0, dataset.seq_length, 1)
+    found = []
+    for _ in range(steps):
+        centre, unit = dataset.centre_and_unit(windows[:, -1:])
+        x = ((windows - centre) / unit).float()[..., None]
+        output = torch.cat([model(part.to(device)).cpu() for part in x.split(1024)])
+        found.append(centre + unit * output.double())
+        windows = torch.cat([windows[:, 1:], found[-1]], dim=1)
+    return torch.cat(found, dim=1).numpy()
+
+
 def predict(model, dataset):
-    """The predicted prices for all windows of a StockDataset, (N - T,) float64."""
-    outputs = evaluate(model, batches(dataset, 1024))[1]
-    return dataset.to_price(
-        outputs[:, 0].double().cpu().numpy(), dataset.prices[dataset.seq_length - 1 : -1]
-    )
+    """The predicted values for all windows that have a target, (N - T,) float64."""
+    return forecast(model, dataset)[:-1, 0]
 
 
 def test(model, test_set):
-    """How good a model is on a StockDataset, beside the naive forecast; rmse and mae in the prices' unit.
+    """How good a model is on a StockDataset, beside the naive forecast: a dict of figures.
 
-    loss is what training minimises, theil_u is rmse / naive_rmse, and direction the share of moves whose sign
-    was predicted. t is the statistic of Diebold and Mariano (1995) for one step ahead, over the N targets:
-
-        d_i = (naive error_i)^2 - (model error_i)^2        t = mean(d) / (std(d) / sqrt(N))
-
-    Only a t beyond 2 or -2 is more than chance explains. Raises ValueError when the prices never move.
+    rmse and mae are in the values' unit, loss is what training minimises, theil_u is rmse /
+    naive_rmse, direction is the share of moves whose sign was predicted, and t is
+    diebold_mariano(model, Naive(), test_set). Raises Mistake when the values never move.
     """
-    last, true = (
-        test_set.prices[test_set.seq_length - 1 : -1],
-        test_set.prices[test_set.seq_length :],
-    )
+    last = test_set.values[test_set.seq_length - 1 : -1]
+    true = test_set.values[test_set.seq_length :]
     moved = true != last
     if not moved.any():
-        raise ValueError(
-            f"the {len(true)} prices to test on never move, which leaves nothing to predict"
-        )
-    loss, predicted = evaluate(model, batches(test_set, 1024))[0], predict(model, test_set)
-    error, naive_error = predicted - true, last - true
-    d = naive_error**2 - error**2
-    rmse, naive_rmse = math.sqrt(np.mean(error**2)), math.sqrt(np.mean(naive_error**2))
-    t = float(d.mean() / (d.std() / math.sqrt(len(d)))) if d.std() else 0.0
+        raise Mistake(f"of {len(true)} values to test on, none moves: nothing to predict")
+    loss, _ = evaluate(model, batches(test_set, 1024))
+    predicted = predict(model, test_set)
+    error = predicted - true
+    rmse = float(np.sqrt(np.mean(error**2)))
+    naive_rmse = float(np.sqrt(np.mean((last - true) ** 2)))
     right = np.sign(predicted - last)[moved] == np.sign(true - last)[moved]
-    figures = {"rmse": rmse, "mae": float(np.mean(abs(error))), "naive_rmse": naive_rmse}
-    return figures | {
+    return {
         "loss": loss,
+        "rmse": rmse,
+        "mae": float(np.mean(abs(error))),
+        "naive_rmse": naive_rmse,
         "theil_u": rmse / naive_rmse,
-        "t": t,
         "direction": float(np.mean(right)),
+        "t": diebold_mariano(model, Naive(), test_set),
     }
 
 
-def forecast(model, dataset, steps=1):
-    """The `steps` prices after the dataset's last one, (steps,) float64; each is fed back for the next."""
-    prices, T = list(dataset.prices), dataset.seq_length
-    for _ in range(steps):
-        window = [
-            *prices[-T:],
-            prices[-1],
-        ]  # a window has a target: any price will do, it is not looked at
-        prices.append(predict(model, StockDataset(window, T, dataset.normalise, dataset.scale))[0])
-    return np.array(prices[len(dataset.prices) :])
+def diebold_mariano(model, other, test_set):
+    """The statistic of Diebold and Mariano (1995), for one step ahead, over the N targets.
+
+        d_i = (error_i of the other)^2 - (error_i of the model)^2
+        t   = mean(d) / (std(d) / sqrt(N))
+
+    It is 0 where the two never differ; above t_limit(N) the model is better, below -t_limit worse.
+    """
+    true = test_set.values[test_set.seq_length :]
+    d = (predict(other, test_set) - true) ** 2 - (predict(model, test_set) - true) ** 2
+    if len(d) < 2 or d.std() == 0:
+        return 0.0
+    return float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d))))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Checkpoints: all that testing, predicting and an exact resume need, in one file
+def t_limit(count):
+    """What t exceeds by chance in 1 of 20 tests of so many values: Student's, approximated."""
+    return 1.96 + 2.4 / (count - 1) + 3 / (count - 1) ** 2
 
 
-def write_whole(path, data, keep_old=False, trial=False):
-    """Write bytes to path whole or not at all: a temporary file beside it, fsync, and a rename; a trial ends
-    before the rename. With keep_old, a file that was there becomes path.old."""
-    path = os.path.realpath(path)  # a link stays a link
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{path} cannot be written: it is a folder or a device")
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+WORDS = {"naive": "the last value", "drift": "drift", "linear": "the straight line"}
+
+
+def verdict(figures, t, count):
+    """What a test of so many values comes to, in one sentence.
+
+    figures has what `test` says of the model and of each simple forecast, and t the model's
+    statistic against each, by name. A gain of less than 0.1 % is not called better.
+    """
+    if count < 10:
+        return f"Too few values to tell: {count}, and 10 are needed."
+    gains = {name: 1 - figures["model"]["rmse"] / figures[name]["rmse"] for name in t}
+    beaten = [name for name in t if t[name] > t_limit(count) and gains[name] >= 0.001]
+    worse = [name for name in t if t[name] < -t_limit(count) and gains[name] <= -0.001]
+    if "naive" in worse:
+        return f"Worse than the last value: its error is {-gains['naive']:.1%} larger."
+    if len(beaten) == len(t):
+        best = min(t, key=gains.get)
+        smaller = f"its error is {gains[best]:.1%} smaller than that of {WORDS[best]}"
+        return f"Better than all three simple forecasts: {smaller}."
+    if "naive" in beaten:
+        hardest = min(t, key=t.get)
+        but = "worse than" if hardest in worse else "not shown to be better than"
+        gain = f"{gains['naive']:.1%} smaller"
+        return f"Better than the last value ({gain}), but {but} {WORDS[hardest]}."
+    return (
+        "No evidence that it is better than the last value: chance often makes such a difference."
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoint: all that testing, predicting and an exact resume need, in one file
+
+
+def free_name(path):
+    """Create the first of path, path-2, path-3, ... that is free, and return its name."""
+    stem, ending = os.path.splitext(path)
+    name = path
+    number = 1
+    while True:
+        try:
+            open(name, "xb").close()
+            return name
+        except FileExistsError:
+            number += 1
+            name = f"{stem}-{number}{ending}"
+
+
+def newest():
+    """The newest stock_rnn*.pt in this folder; its name is printed."""
+    found = sorted(Path().glob("stock_rnn*.pt"), key=os.path.getmtime)
+    if not found:
+        raise Mistake("there is no stock_rnn*.pt here: train first, or name a checkpoint")
+    print(f"from {found[-1]}", file=sys.stderr)
+    return str(found[-1])
+
+
+def write_whole(path, data, new=False):
+    """Write bytes to a file whole or not at all, and return its name.
+
+    They go to a temporary file beside it, which is then renamed. A new file takes the first free
+    name of path, path-2, path-3, ..., and else a link stays a link.
+    """
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if keep_old and not trial and os.path.exists(path):
-            os.replace(path, f"{path}.old")
-        if not trial:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        if new:
+            path = free_name(path)
+        os.replace(temporary, os.path.realpath(path))
+        return path
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
-def save_checkpoint(path, state, about, keep_old=False, trial=False):
-    """Save a state of training, and a dict with the settings of its run and what tells its prices apart."""
-    torch.save({"state": state, **about}, file := io.BytesIO())
-    write_whole(path, file.getvalue(), keep_old, trial)
+def checkpoint_of(state, about):
+    """The bytes of a checkpoint: a state of training, and a dict of what else should be known."""
+    file = io.BytesIO()
+    torch.save({"state": state, **about}, file)
+    return file.getvalue()
 
 
 def load_checkpoint(path):
-    """A model with the best weights, and the state of training, the settings and what tells the prices apart.
-    Nothing in the file is executed; ValueError for a file that is damaged or of another kind."""
+    """A model with the best weights, and all that was saved: about.state, about.settings, ...
+
+    Nothing in the file is executed. Raises Mistake for a file that is damaged or of another kind.
+    """
     data = Path(path).read_bytes()
     try:
-        if damaged := zipfile.ZipFile(
-            io.BytesIO(data)
-        ).testzip():  # torch.load does not check the CRCs
-            raise ValueError(f"{damaged} is damaged")
+        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load does not compare the checksums
+            raise ValueError("a checksum is wrong")
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        about = argparse.Namespace(**{name: saved[name] for name in ("scale", "seen", "checksum")})
-        about.state = {name: saved["state"][name] for name in STATE}
-        about.settings = {name: saved["settings"][name] for name in SETTINGS}
-        model = RNN(about.settings["hidden_size"], about.settings["num_layers"])
-        for name in ("model", "best"):  # names and shapes of both must be those of the model
-            model.load_state_dict(about.state[name])
-        torch.optim.AdamW(model.parameters()).load_state_dict(
-            copy.deepcopy(about.state["optimizer"])
-        )
-    except (
-        Exception
-    ) as error:  # zipfile and torch have no list of what damaged bytes make them raise
-        raise ValueError(
-            f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}"
-        ) from None
-    return model, about
+        about = SimpleNamespace(**saved)
+        if "cell" in about.settings:  # else it is of an earlier version
+            return restore(about, len(data)), about
+    except Exception as error:  # damaged bytes can make torch raise almost anything
+        reason = f"is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}"
+        raise Mistake(f"{path} {reason}") from error
+    raise Mistake(f"{path} is of an earlier version of stock_rnn.py: train again")
 
 
-# ------------------------------------------------------------------------------------------------------------
+def restore(about, size):
+    """The model of a checkpoint of so many bytes; its names and shapes must be those of an RNN."""
+    H = about.settings["hidden_size"]
+    if size < H**2:  # before a network of that size is built
+        raise ValueError("its sizes do not fit")
+    model = RNN(H, about.settings["cell"])
+    model.load_state_dict(about.state["model"])
+    model.load_state_dict(about.state["best"])
+    return model
+
+
+# --------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = str(Path(__file__).with_name("data") / "btcusd_20h.csv")
-FROM_TORCH = (RuntimeError, AssertionError, TypeError)  # say, for a device or a size that cannot be
-STATE = ("model", "optimizer", "history", "best", "random")
-SETTINGS = (
-    "column",
-    "every",
-    "normalise",
-    "hidden_size",
-    "num_layers",
-    "seq_length",
-    "batch_size",
-    "seed",
-)
-SETTINGS += ("learning_rate", "weight_decay", "val_fraction", "test_fraction", "epochs")
+DATA = str(Path(__file__).resolve().with_name("data") / "btcusd_20h.csv")
 
 
-def train_command(args, model, about):
-    """Train on a file of prices, saving a checkpoint after every epoch, and test on the last part of it."""
-    files = [
-        args.prices,
-        args.checkpoint,
-        f"{args.checkpoint}.old",
-        *filter(None, (args.log, args.plot)),
-    ]
-    if len(set(map(os.path.realpath, files))) < len(files):
-        raise ValueError(f"each of these must be a file of its own: {', '.join(files)}")
-    prices = load_prices(args.prices, args.column, args.every)
-    parts = split(prices, args.seq_length, args.val_fraction, args.test_fraction, args.normalise)
-    seen = len(prices) - len(parts[2])
-    rest = {"scale": parts[0].scale, "seen": seen, "checksum": zlib.crc32(prices[:seen].tobytes())}
-    if about and rest != {name: getattr(about, name) for name in rest}:
-        raise ValueError(
-            f"{args.checkpoint} was trained on other prices than those of {args.prices}"
-        )
-    rest["settings"] = {name: getattr(args, name) for name in SETTINGS}
+def train_command(args):
+    """Start a new run on a file of values, in a checkpoint of its own."""
+    return learn(None, args, *read_parts(args))
+
+
+def resume_command(args):
+    """Go on with the run of a checkpoint, exactly as if it had not been stopped."""
+    path = args.checkpoint or newest()
+    _, about = load_checkpoint(path)
+    settings = argparse.Namespace(**about.settings | {"plot": args.plot})
+    settings.prices = args.prices or settings.prices
+    settings.epochs = args.epochs or settings.epochs
+    seen, parts = read_parts(settings)
+    if zlib.crc32(seen.tobytes()) != about.checksum:
+        raise Mistake(f"{path} was trained on other values than those of {settings.prices}")
+    return learn(path, settings, seen, parts, about.state)
+
+
+def read_parts(args):
+    """The values that training sees, and the training, validation and test set of a file."""
+    values = load_prices(args.prices, args.column)
+    fractions = (args.val_fraction, args.test_fraction)
+    parts = split(values, args.seq_length, *fractions, args.normalise)
+    return values[: len(values) - len(parts[2])], parts
+
+
+def learn(path, args, seen, parts, state=None):
+    """Train, saving after every epoch, and test; without a path, in a file of a new name."""
+    train_set, val_set, test_set = parts
     torch.manual_seed(args.seed)
-    model = RNN(args.hidden_size, args.num_layers).to(args.device)
-    new = {"model": model.state_dict(), "history": {"train_loss": [], "val_loss": []}}
-    state = about.state if about else new
-    naive = [evaluate(Naive(), batches(part, 1024))[0] or math.nan for part in parts]
-    done = len(state["history"]["val_loss"])
-    finished = about and done >= args.epochs
-    fresh, old = not about, not about and os.path.exists(args.checkpoint)
-
-    def save(state, trial=False):
-        nonlocal fresh
-        save_checkpoint(args.checkpoint, state, rest, keep_old=fresh, trial=trial)
-        rows = list(zip(itertools.count(1), *state["history"].values()))
-        if args.log:
-            log = "\n".join(
-                ["epoch,train_loss,val_loss", *(",".join(map(str, row)) for row in rows), ""]
-            )
-            write_whole(args.log, log.encode(), trial=trial)
-        fresh = fresh and trial
-        return rows
-
-    def report(state):
-        epoch, train_loss, val_loss = save(state)[-1]
-        if epoch == args.epochs or epoch % math.ceil(args.epochs / 12) == 0:  # about a dozen rows
-            print(
-                f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{val_loss / naive[1]:>15.4f}",
-                flush=True,
-            )
-
-    save(state, trial=not finished)  # what cannot be written shows now, and not after training
-    if args.plot:
-        write_whole(
-            args.plot, picture_of(model, parts[2], state["history"], naive, args.plot), trial=True
-        )
-    sizes = "{:,} to train on, {:,} to validate, {:,} to test".format(*map(len, parts))
-    print(f"{Path(args.prices).name}, {len(prices):,} values of {args.column}; {sizes}\n")
-    header = f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
-    print(f"already at {done} of {args.epochs} epochs" if finished else header, flush=True)
-    loaders = batches(parts[0], args.batch_size, shuffle=True), batches(parts[1], 1024)
-    options = args.epochs, args.learning_rate, args.weight_decay, report, about and state
+    model = RNN(args.hidden_size, args.cell).to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=0.1)
+    train_loader = batches(train_set, args.batch_size, shuffle=True)
+    val_loader = batches(val_set, 1024)
+    state = state or new_state(model, val_loader, optimizer)
+    settings = {"prices": args.prices, "normalise": train_set.normalise}
+    about = {
+        "settings": {name: getattr(args, name) for name in (*SETTINGS, "cell")} | settings,
+        "scale": train_set.scale,
+        "middle": train_set.middle,
+        "simple": simple_forecasts(train_set),
+        "tail": torch.tensor(seen[-args.seq_length :]),
+        "checksum": zlib.crc32(seen.tobytes()),
+    }
+    checkpoint = checkpoint_of(state, about)  # what cannot be written shows before training
+    path = write_whole(path or args.checkpoint, checkpoint, new=not path)
+    print(
+        f"{Path(args.prices).name}, {len(seen) + len(test_set):,} values of {args.column}", end=", "
+    )
+    print(f"{train_set.normalise}, saved in {path}")
+    print("{:,} to train on, {:,} to validate, {:,} to test\n".format(*map(len, parts)))
+    print(
+        f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}", flush=True
+    )
+    naive_loss, _ = evaluate(Naive(), val_loader)
+    report = partial(report_and_save, path, about, naive_loss)
     try:
-        history = train(model, *loaders, *options)
+        train(model, train_loader, val_loader, None, optimizer, args.epochs, report, state)
     except KeyboardInterrupt:
-        again = sys.argv if fresh or args.resume else [*sys.argv, "--resume"]
-        print(f"\nstopped; to {'start again' if fresh else 'go on'}:  python {shlex.join(again)}")
-        raise
-    print_test(model, parts[2], f"values never seen, by epoch {np.argmin(history['val_loss']) + 1}")
-    print(f"\nlast value {prices[-1]:,.7g}; next: {forecast(model, parts[2])[0]:,.7g}")
+        print(f"\nstopped; to go on:  {command_line('resume', path)}")
+        return 130
+    print_result(path, args, test_set)
+    return 0
+
+
+def report_and_save(path, about, naive_loss, state):
+    """Save after every epoch, and print about a dozen rows in all."""
+    write_whole(path, checkpoint_of(state, about))
+    train_loss, val_loss = (losses[-1] for losses in state["history"].values())
+    epoch = len(state["history"]["val_loss"])
+    epochs = about["settings"]["epochs"]
+    if epoch == epochs or epoch % math.ceil(epochs / 12) == 0:
+        share = val_loss / (naive_loss or math.nan)
+        print(f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{share:>15.4f}", flush=True)
+
+
+def print_result(path, args, test_set):
+    """Print the test of a trained model, and draw it if a picture is wanted."""
+    model, about = load_checkpoint(path)
+    print_test(model, test_set, about, "values never seen")
+    losses = about.state["history"]["val_loss"]
+    last = math.ceil(len(losses) / 10)
+    if len(losses) > last and min(losses[-last:]) < 0.99 * min(losses[:-last]):
+        print("The validation loss was still falling: more --epochs may help.")
     if args.plot:
-        write_whole(args.plot, picture_of(model, parts[2], history, naive, args.plot))
-    print(
-        f"\nsaved in {args.checkpoint}{f'; the one before is {args.checkpoint}.old' if old else ''}"
-    )
-    more = shlex.join([sys.argv[0], "predict", args.checkpoint, args.prices, "--steps", "5"])
-    print(f"for more values:  python {more}")
+        write_whole(args.plot, picture_of(args.plot, model, test_set))
+    more = command_line("predict", path, args.prices, "--steps", "5")
+    print(f"\nfor the next values:\n{more}")
 
 
-def print_test(model, test_set, title):
-    """Print the figures of a test, the naive forecast's beside them, and what they come to in plain words."""
-    figures, naive = test(model, test_set), test(Naive(), test_set)
-    u, t = figures["theil_u"], figures["t"]
-    digits = max(2, 3 - math.floor(math.log10(naive["rmse"])))
-    print(f"\n{f'test on {len(test_set):,} {title}':<42}{'model':>12}{'naive':>12}")
-    print(
-        f"{'root mean square error':<42}{figures['rmse']:>12,.{digits}f}{naive['rmse']:>12,.{digits}f}"
-    )
-    print(
-        f"{'mean absolute error':<42}{figures['mae']:>12,.{digits}f}{naive['mae']:>12,.{digits}f}"
-    )
-    print(f"{'Theil U, the ratio of the first':<42}{u:>12.4f}{1:>12.4f}")
-    print(f"{'moves with the right sign':<42}{figures['direction']:>12.1%}")
-    print(f"{'Diebold-Mariano t':<42}{t:>12.2f}\n")
-    if abs(t) > 2:
-        word, change = ("Better", "smaller") if t > 0 else ("Worse", "larger")
-        print(
-            f"{word} than naming the last value: the root mean square error is {abs(1 - u):.1%} {change}."
-        )
-    else:
-        print("No evidence of skill: chance explains the difference from naming the last value.")
+def print_test(model, test_set, about, title):
+    """Print the figures of a test, those of the simple forecasts, and what they come to."""
+    models = {"model": model, "naive": Naive()}
+    for name, weights in about.simple.items():
+        models[name] = WeightedSum(weights)
+    figures = {name: test(one, test_set) for name, one in models.items()}
+    t = {name: diebold_mariano(model, models[name], test_set) for name in WORDS}
+    print(f"\ntest on {len(test_set):,} {title}\n")
+    rows = {
+        "": models,
+        "root mean square error": [f"{f['rmse']:,.6g}" for f in figures.values()],
+        "mean absolute error": [f"{f['mae']:,.6g}" for f in figures.values()],
+        "Theil U, error / naive error": [f"{f['theil_u']:.4f}" for f in figures.values()],
+        "moves with the right sign": [f"{f['direction']:.1%}" for f in figures.values()],
+        "Diebold-Mariano t of model": ["-", *(f"{value:.2f}" for value in t.values())],
+    }
+    rows["moves with the right sign"][1] = "-"  # the naive forecast sees no move at all
+    for label, cells in rows.items():
+        print(f"{label:<30}" + "".join(f"{cell:>12}" for cell in cells))
+    print(f"\n{verdict(figures, t, len(test_set))}")
 
 
-def picture_of(model, test_set, history, naive, path):
-    """The test part, and the losses as shares of the naive forecast's, as the bytes of a picture."""
+def picture_of(plot, model, test_set):
+    """The test part as the bytes of a picture with the ending of a file name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    top, bottom = figure.subplots(2, height_ratios=(2, 1))
-    top.plot(test_set.prices[test_set.seq_length :], label="true", linewidth=2)
-    top.plot(predict(model, test_set), label="predicted")
-    top.plot(predict(Naive(), test_set), ":", label="naive: the last value")
-    top.set(xlabel="row of the test part", ylabel="value")
-    for label, losses, loss in zip(("training", "validation"), history.values(), naive):
-        bottom.plot(range(1, len(losses) + 1), np.array(losses) / loss, label=label)
-    bottom.axhline(1, color="black", linestyle=":", label="naive")
-    bottom.set(xlabel="epoch", ylabel="loss / loss of the naive forecast")
-    for axes in (top, bottom):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(picture := io.BytesIO(), format=Path(path).suffix[1:] or "png")
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
+    axes.plot(test_set.values[test_set.seq_length :], label="true")
+    axes.plot(predict(model, test_set), label="predicted")
+    axes.plot(predict(Naive(), test_set), ":", label="naive: the last value")
+    axes.set(xlabel="row of the test part", ylabel="value")
+    axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format=Path(plot).suffix[1:])
     return picture.getvalue()
 
 
-def test_command(args, model, about):
-    """Test a checkpoint on all prices of a file that it was not trained on."""
-    prices, title = load_prices(args.prices, args.column, args.every), "values"
-    if len(prices) > about.seen and zlib.crc32(prices[: about.seen].tobytes()) == about.checksum:
-        print(
-            f"{args.prices} begins with the {about.seen:,} values of the training: the rest is the test"
-        )
-        prices, title = prices[about.seen - args.seq_length :], "values never seen"
-    print_test(model, StockDataset(prices, args.seq_length, args.normalise, about.scale), title)
+def command_line(*words):
+    """A command as one types it."""
+    return f"python {shlex.join([sys.argv[0], *words])}"
 
 
-def predict_command(args, model, about):
-    """Print the prices that a checkpoint expects after the last row of a file, one a line."""
-    prices = load_prices(args.prices, args.column, args.every)
-    dataset = StockDataset(prices, args.seq_length, args.normalise, about.scale)
-    print(f"last value {prices[-1]:,.7g}; next:")
-    print(*(f"{price:,.7g}" for price in forecast(model, dataset, args.steps)), sep="\n")
+def dataset_of(args):
+    """A model, all that was saved with it, and the values of a file as windows for it."""
+    model, about = load_checkpoint(args.checkpoint)
+    column = args.column or about.settings["column"]
+    values = load_prices(args.prices, column)
+    options = (about.settings["normalise"], about.scale, about.middle)
+    return model, about, StockDataset(values, about.settings["seq_length"], *options)
+
+
+def test_command(args):
+    """Test a model on all values of a file that it was not trained on."""
+    model, about, dataset = dataset_of(args)
+    T = dataset.seq_length
+    windows = np.lib.stride_tricks.sliding_window_view(dataset.values, T)
+    ends = np.flatnonzero((windows == about.tail.numpy()).all(axis=1)) + T
+    title = "values"
+    if len(ends):
+        print(f"the model has seen the first {ends[-1]:,} values: the rest is the test")
+        dataset = dataset.like(dataset.values[ends[-1] - T :])
+        title = "values never seen"
+    print_test(model, dataset, about, title)
+
+
+def predict_command(args):
+    """Print the values that a model expects after the last row of a file, one a line."""
+    model, _, dataset = dataset_of(args)
+    window = dataset.like(dataset.values[-dataset.seq_length :])
+    found = forecast(model, window, args.steps)[-1]
+    for value in found:
+        print(np.format_float_positional(value, precision=8, fractional=False, trim="-"))
+    outside = (found < dataset.values.min()) | (found > dataset.values.max())
+    if outside.any():
+        where = f"from step {outside.argmax() + 1} on"
+        print(f"{where} the forecast leaves the range of all values seen", file=sys.stderr)
+
+
+def whole(text, least=1, most=10**9):
+    """A whole number from least to most."""
+    number = int(text) if re.fullmatch("[0-9]{1,10}", text) else -1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}")
+    return number
+
+
+def positive(text):
+    """A number from 0 on."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, not {text}")
+    return number
+
+
+def device(text):
+    """A device that torch has."""
+    try:
+        return str(torch.empty(0, device=text).device)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from None
+
+
+def picture(text):
+    """The name of a picture that can be drawn."""
+    if not text.endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text}")
+    if not importlib.util.find_spec("matplotlib"):
+        raise argparse.ArgumentTypeError("needs matplotlib: pip install matplotlib")
+    return text
+
+
+COMMANDS = {
+    train_command: "learn from values (also without a command)",
+    resume_command: "go on with a run that was stopped",
+    test_command: "measure how well a model predicts other values",
+    predict_command: "print the values after the last row",
+}
+SETTINGS = {  # of a run, which resume takes from the checkpoint: kind, default, meaning
+    "column": (str, "open", "column of the values in the file"),
+    "hidden_size": (partial(whole, most=4096), 32, "hidden units"),
+    "seq_length": (whole, 20, "values in a window"),
+    "batch_size": (whole, 32, "windows in a batch"),
+    "learning_rate": (positive, 3e-3, "first learning rate of AdamW, which falls to 0"),
+    "val_fraction": (positive, 0.15, "share of the values to validate"),
+    "test_fraction": (positive, 0.15, "share of the values to test"),
+    "epochs": (whole, 100, "passes over the training part"),
+    "seed": (partial(whole, least=0), 0, "seed of the random numbers"),
+    "device": (device, "cpu", "where torch computes: cpu, cuda, mps"),
+}
 
 
 def parse(argv):
-    """The arguments of the command line, and the model and the rest of the checkpoint, if it reads one."""
-    parser = argparse.ArgumentParser(prog="stock_rnn.py", description=__doc__.splitlines()[0])
+    """The arguments of the command line; a command that is left out is train."""
+    meaning = "Next-value prediction with a recurrent network in torch."
+    parser = argparse.ArgumentParser(prog="stock_rnn.py", description=meaning)
     commands = parser.add_subparsers(title="commands", required=True)
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    train = commands.add_parser(
-        "train", help="learn from prices (also without a command)", **formatter
-    )
-    train.set_defaults(run=train_command)
+    for run, meaning in COMMANDS.items():
+        name = run.__name__.removesuffix("_command")
+        commands.add_parser(name, help=meaning).set_defaults(run=run)
+    train, resume, test, predict = commands.choices.values()
     train.add_argument("prices", nargs="?", default=DATA, help="CSV file")
-    train.add_argument("--column", default="open", help="column of the prices in the file")
-    train.add_argument(
-        "--every", type=int, default=1, help="take every n-th row, from the oldest on"
-    )
-    train.add_argument("--normalise", default="window", help="window or range: see StockDataset")
-    train.add_argument("--hidden-size", type=int, default=16, help="hidden units")
-    train.add_argument("--num-layers", type=int, default=1, help="hidden layers")
-    train.add_argument("--seq-length", type=int, default=20, help="prices in a window")
-    train.add_argument("--batch-size", type=int, default=32, help="windows in a batch")
-    train.add_argument("--learning-rate", type=float, default=3e-4, help="learning rate of AdamW")
-    train.add_argument(
-        "--weight-decay", type=float, default=0.1, help="pull of the weights to zero"
-    )
-    train.add_argument("--epochs", type=int, default=60, help="passes over the training part")
-    train.add_argument(
-        "--val-fraction", type=float, default=0.15, help="share of the prices to validate"
-    )
-    train.add_argument(
-        "--test-fraction", type=float, default=0.15, help="share of the prices to test"
-    )
-    train.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
-    train.add_argument("--device", default="cpu", help="where torch computes: cpu, cuda, mps")
-    train.add_argument("--checkpoint", default="stock_rnn.pt", help="file to save in")
-    train.add_argument(
-        "--resume", action="store_true", help="go on exactly where the checkpoint was saved"
-    )
-    train.add_argument("--log", metavar="CSV", help="file for the losses, a line for each epoch")
-    train.add_argument(
-        "--plot", metavar="PNG", help="file for a picture of the test (needs matplotlib)"
-    )
-    test = commands.add_parser(
-        "test", help="measure how well a trained model predicts other prices"
-    )
-    test.set_defaults(run=test_command)
-    predict = commands.add_parser(
-        "predict", help="predict the prices after the last row", **formatter
-    )
-    predict.set_defaults(run=predict_command)
-    predict.add_argument("--steps", type=int, default=1, help="prices to predict")
+    for name, (kind, default, meaning) in SETTINGS.items():
+        flag = "--" + name.replace("_", "-")
+        train.add_argument(flag, type=kind, default=default, help=f"{meaning} ({default})")
+    train.add_argument("--cell", choices=CELLS, default="rnn", help="kind of hidden layer (rnn)")
+    meaning = "see StockDataset (relative, or difference for values that are not all above zero)"
+    train.add_argument("--normalise", choices=NORMALISE, help=meaning)
+    meaning = "file to save in; if it is there, NAME-2.pt, and so on (stock_rnn.pt)"
+    train.add_argument("--checkpoint", metavar="PT", default="stock_rnn.pt", help=meaning)
+    resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest stock_rnn*.pt)")
+    resume.add_argument("prices", nargs="?", help="its CSV file, if it is elsewhere now")
+    resume.add_argument("--epochs", type=whole, help="epochs in all")
+    for command in (train, resume):
+        meaning = "file for a picture of the test; needs matplotlib"
+        command.add_argument("--plot", metavar="PNG", type=picture, help=meaning)
+    predict.add_argument("--steps", type=whole, default=1, help="values ahead (1)")
     for command in (test, predict):
-        command.add_argument("checkpoint", help="checkpoint of a trained model")
+        command.add_argument("checkpoint", help="trained model")
         command.add_argument("prices", help="CSV file")
-        command.add_argument("--column", help="column of the prices (default: as in training)")
-        command.add_argument(
-            "--every", type=int, help="take every n-th row (default: as in training)"
-        )
-    if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
-        if argv and not argv[0].startswith("-") and not os.path.exists(argv[0]):
-            parser.error(
-                f"{argv[0]} is neither a command ({', '.join(commands.choices)}) nor a file"
-            )
-        argv = ["train", *argv]
-    args = parser.parse_args(argv)
-    if args.run is train_command and not args.resume:
-        return args, None, None
-    model, about = load_checkpoint(args.checkpoint)
-    commands.choices[argv[0]].set_defaults(
-        **about.settings
-    )  # argparse ignores those of the parent parser
-    args = parser.parse_args(argv)
-    for name, value in about.settings.items():
-        if args.run is train_command and name != "epochs" and getattr(args, name) != value:
-            raise ValueError(
-                f"{args.checkpoint} was trained with {name} {value}, not {getattr(args, name)}"
-            )
-    return args, model, about
+        command.add_argument("--column", help="column of the values (as in training)")
+    if argv and argv[0] in (*commands.choices, "-h", "--help"):
+        return parser.parse_args(argv)
+    return parser.parse_args(["train", *argv])
 
 
-def main(argv=None):
-    """Run the command line; returns the exit status: 2 for a mistake, told in one line, 130 for Ctrl-C."""
+def main(argv):
+    """Run the command line; the exit status is 2 after a mistake, told in one line."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # be quiet when "| head" has seen enough
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="replace")
     try:
-        args, model, about = parse(sys.argv[1:] if argv is None else argv)
-        return args.run(args, model, about) or 0
+        args = parse(argv)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, MemoryError, ImportError, csv.Error, *FROM_TORCH) as error:
-        print(
-            f"stock_rnn.py: error: {(str(error) or 'out of memory').splitlines()[0]}",
-            file=sys.stderr,
-        )
+    except (Mistake, OSError, MemoryError) as error:
+        print(f"stock_rnn.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

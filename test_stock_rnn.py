@@ -2,11 +2,11 @@
 """What stock_rnn.py promises, each test one claim:  python -m unittest test_stock_rnn"""
 
 import contextlib
+import copy
 import io
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +15,9 @@ import threading
 import unittest
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # as the script does, which is imported after NumPy here
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the script does, which comes after NumPy here
 
 import numpy as np
 
@@ -29,29 +28,32 @@ if find_spec("torch"):
     import stock_rnn
     from stock_rnn import (
         RNN,
+        Mistake,
+        Naive,
         StockDataset,
+        WeightedSum,
         batches,
+        diebold_mariano,
         evaluate,
         forecast,
         load_checkpoint,
         load_prices,
+        predict,
         split,
     )
 
 HERE = Path(__file__).resolve().parent
-SCRIPT, BITCOIN = str(HERE / "stock_rnn.py"), str(HERE / "data" / "btcusd_20h.csv")
+SCRIPT = str(HERE / "stock_rnn.py")
+BITCOIN = str(HERE / "data" / "btcusd_20h.csv")
 CO2 = str(HERE / "data" / "co2_monthly.csv")
 SMALL = ["--hidden-size=4", "--seq-length=5", "--epochs=3"]  # a model that trains in a blink
 KLINE = ",7.5,8,6,7,1,1577840399999,1,1,1,1,0\n"  # what follows the time at Binance
-BAD = "0", "-1", "inf", "1_000", "12abc"
+BAD = "inf", "12abc"
 COIN = '"2025-10-20T00:00:00.000Z";"2025-10-20T23:59:59.999Z";"";"";5;"2025-10-20T23:59:59.999Z"\n'
-COINS = (
-    "timeOpen;timeClose;timeHigh;timeLow;open;x\n"
-    + COIN
-    + COIN.replace("-20", "-19").replace(";5", ";4")
-)
+COINS = "timeOpen;timeClose;timeHigh;timeLow;open;x\n" + COIN
+COINS += COIN.replace("-20", "-19").replace(";5", ";4")
 
-# What sites and programs write: name, text, the prices or what a refusal says, and the column if not open.
+# What sites and programs write: name, text, the values or what a refusal says, and the column.
 LAYOUTS = [
     (
         "Yahoo",
@@ -126,8 +128,8 @@ LAYOUTS = [
     ),
     (
         "Finam",
-        "<PER>;<DATE>;<TIME>;<OPEN>\n1;31/12/17;10:01;58.0\n1;01/01/18;10:00;59.5\n",
-        [58, 59.5],
+        "<PER>;<DATE>;<TIME>;<OPEN>\n1;30/12/17;10:01;5\n1;31/12/17;10:01;6\n1;01/01/18;10:00;7\n",
+        [5, 6, 7],
     ),
     ("HistData", "20120201 000000;1.3066;1.31\n20120201 000100;1.3065;1.31\n", "name"),
     (
@@ -151,7 +153,7 @@ LAYOUTS = [
         [6, 5, 7],
     ),
     ("Google, day first", "Date,Open\n24/05/2019 16:00:00,6\n27/05/2019 16:00:00,5\n", [6, 5]),
-    ("side by side", "Date,Open,Date,Open\n2024-01-02,1,2024-01-02,2\n", "line 1 .* 2 times"),
+    ("side by side", "Date,Open,Date,Open\n2024-01-02,1,2024-01-02,2\n", "twice: see line 1"),
     (
         "Euronext",
         '"To 2024"\nLU1\nDate;Open;"No"\n31/12/2024;5.8;3\n30/12/2024;5.9;1\n',
@@ -179,9 +181,32 @@ LAYOUTS = [
     ("UTF-16", "date,open\n2020-01-01,5\n".encode("utf-16"), "UTF-16"),
     ("a word", "date,open\n2020-01-01,5\n2020-01-02,abc\n", "line 3.*abc"),
     *((bad, f"date,open\n2020-01-01,{bad}\n", f"line 2.*{bad}") for bad in BAD),
+    ("zeros and negatives", "date,open\n2020-04-20,-36.98\n2020-04-21,0\n", [-36.98, 0]),
+    ("question marks", "Date;Time;open\n16/12/2006;17:24:00;4.2\n16/12/2006;17:25:00;?\n", [4.2]),
+    ("year of two digits", "date,open\n20-04-06,5\n20-04-07,6\n20-05-08,7\n", [5, 6, 7]),
+    ("two digits, shuffled", "date,open\n20-04-16,5\n20-04-07,6\n20-05-08,7\n", "unclear"),
+    ("Korean", "날짜,종가\n2020- 12- 02,6\n2020- 12- 01,5\n", [5, 6], "종가"),
+    ("Chinese", "日期,收盘\n2020年12月2日,6\n2020年12月1日,5\n", [5, 6], "收盘"),
+    ("month in words", "date,open\nFeb 1 2000,6\nJan 1 2000,5\nMar 1 2000,7\n", [5, 6, 7]),
+    ("more cells than names", ";Year;open\n2000;01;5.1;7\n", "line 2 has more cells"),
+    ("commas in doubt", 'date,open,%\n2020-01-01,"10,074","-0,01%"\n', "decimal commas"),
+    ("points in doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n', "decimal commas"),
+    ("no doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n2020-01-02,98.5,\n', [120.76, 98.5]),
+    ("gzip", b"\x1f\x8b\x08\0", "compressed with gzip"),
+    ("Excel", b"PK\x03\x04", "a zip or Excel file"),
+    ("GBK", "日期,open\n".encode("gbk"), "no CSV file in UTF-8"),
+    ("no header", "2020-01-01,5\n2020-01-02,6\n", "A line of the file must name"),
+    ("rows in quotes", '"date,open"\n"2020-01-01,5"\n', "first is .*date,open"),
+    ("another delimiter", "date|open\n2020-01-01|5\n", "divided by commas.*date.open"),
+    ("too large", "date,open\n2020-01-01,1e300\n", "line 2.*1e300"),
+    ("no times", "open,volume\n6,1\n5,1\n", [6, 5]),
     ("no such date", "date,open\n2020-01-01,5\n2020-01-32,6\n2020-02-01,7\n", "line 3.*2020-01-32"),
     ("several symbols", "date,symbol,open\n2020-01-01,A,5\n2020-01-01,B,9\n", "line 3 .*line 2 "),
-    ("no such column", "date,name,last,high\n2020-01-01,x,5,6\n", "try --column last or high"),
+    (
+        "no such column",
+        "date,name,last,high\n2020-01-01,x,5,6\n",
+        "take --column.*date,name,last,high",
+    ),
     ("empty", "", "no column"),
     ("a short last line", "date,open\n2020-01-01,5\n2020-01-02", [5]),
     ("Windows line ends", "date,open\r\n2020-01-01,5\r\n2020-01-02,6\r\n", [5, 6]),
@@ -193,31 +218,42 @@ def walk(seed=1, steps=200):
     return 1000 * np.cumprod(1 + 0.01 * np.random.default_rng(seed).normal(size=steps))
 
 
-def learn(parts=None, seed=0, model=None, **options):
-    """The parts, of a random walk unless given, a small model trained on the first two, and its history."""
+def season(steps=300):
+    """A yearly swing with noise, below zero as well."""
+    noise = np.random.default_rng(3).normal(size=steps)
+    return 8 * np.sin(2 * np.pi * np.arange(steps) / 12) + noise
+
+
+def learn(parts=None, seed=0, model=None, rate=0.01, **options):
+    """The parts, a small model trained on the first two, and its history."""
     parts = parts or split(walk(), 5)
     torch.manual_seed(seed)
     model = model or RNN(4)
     loaders = batches(parts[0], 32, shuffle=True), batches(parts[1], 1024)
-    return (
-        parts,
-        model,
-        stock_rnn.train(model, *loaders, **{"epochs": 5, "learning_rate": 0.01} | options),
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), rate)
+    history = stock_rnn.train(model, *loaders, optimizer=optimizer, **{"epochs": 5} | options)
+    return parts, model, history
+
+
+def random_model():
+    """An untrained model that is not the naive forecast."""
+    model = RNN(4)
+    torch.nn.init.normal_(model.linear.weight)
+    return model
 
 
 def plain(value):
     """What torch.load gives, as lists and numbers that == compares."""
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return (value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else value
 
 
 @unittest.skipUnless(find_spec("torch"), "torch is not installed")
 class InFolder(unittest.TestCase):
-    """A folder for each test, and the command line in this process (main) or in one of its own (start)."""
+    """A folder for each test, and the command line in this process (main) or its own (start)."""
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -225,31 +261,32 @@ class InFolder(unittest.TestCase):
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder.name)
         self.rng = np.random.default_rng(1)
-        self.flags = ["train", self.csv("prices.csv", walk(steps=120)), *SMALL]
+        self.csv("values.csv", walk(steps=120))
+        self.flags = ["train", "values.csv", *SMALL]
 
     def write(self, name, content):
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return name
 
-    def csv(self, name, prices):
-        return self.write(name, "open\n" + "".join(f"{price}\n" for price in prices))
+    def csv(self, name, values):
+        return self.write(name, "open\n" + "".join(f"{value}\n" for value in values))
 
     def files(self):
-        return {str(path): hash(path.read_bytes()) for path in Path().iterdir() if path.is_file()}
+        return {str(path): path.read_bytes() for path in Path().iterdir() if path.is_file()}
 
     def main(self, *args):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                status = stock_rnn.main(args)
+                status = stock_rnn.main(args) or 0
             except SystemExit as end:
                 status = end.code
         return status, out.getvalue(), err.getvalue()
 
-    def start(self, *args, row=None, script=SCRIPT):
+    def start(self, *args, row=None, script=SCRIPT, **options):
         """A real process under way that has printed a row, if one is named by its first word."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen([sys.executable, script, *args], **pipes)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        process = subprocess.Popen([sys.executable, script, *args], **pipes, **options)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
         if row:
@@ -258,99 +295,35 @@ class InFolder(unittest.TestCase):
 
     def succeed(self, *args):
         status, out, err = self.main(*args)
-        self.assertEqual((status, err), (0, ""))
+        self.assertEqual(status, 0, err)
         return out
 
     def train(self, *args):
         return self.succeed(*self.flags, *args)
 
     def contents(self, path):
-        return plain(torch.load(path, weights_only=True))  # nothing in it is run
+        saved = plain(torch.load(path, weights_only=True))  # nothing in it is run
+        del saved["settings"]["prices"]
+        return saved
 
-    def refuse(self, *args, saying):
-        """The command ends with status 2, in a line with `saying` in it, and no file is changed."""
+    def refuse(self, saying, *args):
+        """The command ends with status 2 and a last line that says why, and changes no file."""
         before = self.files()
-        status, out, err = self.main(*args)
+        status, _, err = self.main(*args)
         self.assertEqual((status, self.files()), (2, before), (args, err))
-        self.assertRegex(err, r"\A(usage: .*\n( .*\n)*)?stock_rnn.py( \w+)?: error: .*\n\Z", args)
-        self.assertIn(saying, err.splitlines()[-1], args)
-        return out
+        *_, last = err.splitlines()
+        self.assertRegex(last, r"\Astock_rnn.py( \w+)?: error: ", args)
+        self.assertIn(saying, last, args)
+        self.assertNotIn("Traceback", err)
 
 
-class TestData(InFolder):
-    def load(self, text, *args, **options):
-        """The prices in a text, and what is told about them."""
+class TestFiles(InFolder):
+    def load(self, text, *column):
+        """The values in a text, and what is told about them."""
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
-            prices = load_prices(self.write("my.csv", text), *args, **options)
-        return prices.tolist(), err.getvalue()
-
-    def test_items_are_the_prices_from_the_index_on_by_the_formula_and_back_at_any_level(self):
-        prices, changes = walk(), np.diff(walk()) / walk()[:-1]
-        low, high = prices.min(), prices.max()
-        for normalise in ("window", "range"):
-            data, thousandfold = (StockDataset(p, 5, normalise) for p in (prices, 1000 * prices))
-            items = list(zip(*(data[i] for i in range(195))))
-            self.assertEqual(len(data), 195)
-            for i, (x, target) in enumerate(zip(*items)):
-                centre, unit = (low + high) / 2, (high - low) / 2
-                if normalise == "window":
-                    centre, unit = prices[i + 4], changes.std() * prices[i + 4]
-                self.assertEqual((x.shape, target.shape, x.dtype), ((5, 1), (1,), torch.float32))
-                expected = (prices[i : i + 6] - centre) / unit
-                np.testing.assert_allclose([*x[:, 0], *target], expected, atol=1e-6)
-                back = data.to_price(expected, prices[i + 4])
-                np.testing.assert_allclose(back, prices[i : i + 6], rtol=1e-9)
-            for index in ([3, 1, 190], slice(2, 9), torch.tensor([0, 4]), slice(None)):
-                for part, larger, item in zip(data[index], thousandfold[index], items):
-                    self.assertTrue(torch.equal(part, torch.stack(item)[index]))
-                    np.testing.assert_allclose(larger, part, atol=1e-6)
-
-    def test_every_price_after_the_first_window_is_a_target_once_or_the_split_is_refused(self):
-        for size in range(60, 140, 7):
-            prices = np.arange(1.0, size + 1) ** 2
-            parts = split(prices, 20, 0.1, 0.3)
-            self.assertEqual([len(part) for part in parts[1:]], [int(size * 0.1), int(size * 0.3)])
-            targets = np.concatenate([part.prices[20:] for part in parts])
-            self.assertEqual(targets.tolist(), prices[20:].tolist())
-            self.assertEqual(
-                [part.scale for part in parts], [StockDataset(parts[0].prices, 20).scale] * 3
-            )
-            for sizes in (
-                (size, 0.1, 0.3),
-                (20, 0, 0.3),
-                (20, 0.1, 0),
-                (20, 0.5, 0.5),
-                (20, -0.1, 0.3),
-            ):
-                with self.assertRaises(ValueError):
-                    split(prices, *sizes)
-
-    def test_other_prices_in_the_test_part_change_nothing_in_training(self):
-        known, ends = walk()[:170], (walk()[170:], walk(2)[:30])
-        for normalise in ("window", "range"):
-            parts = [split(np.append(known, end), 5, normalise=normalise) for end in ends]
-            runs = [(history, plain(model.state_dict())) for _, model, history in map(learn, parts)]
-            self.assertEqual(*runs)
-
-    def test_sizes_and_prices_that_cannot_be_are_refused(self):
-        good, nan, inf = [1, 2, 4, 3], math.nan, math.inf
-        bad = [
-            (p, 1, way)
-            for way in ("window", "range")
-            for p in ([1, nan, 3], [1, inf, 3], [5] * 4, [])
-        ]
-        bad += [(prices, 1) for prices in ([1, 2, 4, 8], [1, 0, 3], [1, -3, 4])]
-        for args in [
-            *bad,
-            (good, 4),
-            (good, 0),
-            (good, -1),
-            (good, 2, "minmax"),
-            ([good, good], 1),
-        ]:
-            with self.subTest(args), self.assertRaises(ValueError):
-                StockDataset(*args)
+            values = load_prices(self.write("my.csv", text), *column)
+        return values.tolist(), err.getvalue()
 
     def test_files_of_the_sites_and_programs_that_write_prices_are_read_or_refused(self):
         for name, text, expected, *column in LAYOUTS:
@@ -358,65 +331,163 @@ class TestData(InFolder):
                 if isinstance(expected, list):
                     self.assertEqual(self.load(text, *column)[0], expected)
                 else:
-                    with self.assertRaisesRegex(ValueError, expected):
+                    with self.assertRaisesRegex(Mistake, f"(?s){expected}"):
                         self.load(text, *column)
 
-    def test_what_is_skipped_sorted_and_dropped_is_told_with_a_count_and_the_first_line(self):
-        rows = "2020-01-03,5 2020-01-01,6 2020-01-02,null 2020-01-01,6.01 2020-01-05,. 2020-01-04,7"
-        prices, told = self.load("date,open\n" + rows.replace(" ", "\n"))
-        self.assertEqual(prices, [6, 5, 7])
-        lines = r"\A.* 2 .*skip.*line 4\b.*\n.* 1 .*sort.*line 3\b.*\n.* 1 .*drop.*line 5\b.*\n\Z"
-        self.assertRegex(told, lines)
-        self.assertEqual(self.load("open\n5\n6\n6\n"), ([5, 6, 6], ""))
+    def test_where_the_order_comes_from_is_always_told(self):
+        told = self.load("open,when\n6,2020-01-02\n5,2020-01-01\n")
+        self.assertEqual(told, ([5, 6], "my.csv: sorted by when\n"))
+        told = self.load("open,when\n6,Mar-20\n5,Feb-20\n")
+        self.assertEqual(told, ([6, 5], "my.csv: no times found: in the order of the file\n"))
 
-    def test_every_nth_row_counts_from_the_oldest(self):
-        self.assertEqual(
-            self.load("date,open\n2020-05-04,4\n2020-05-03,3\n2020-05-02,2", every=3)[0], [2]
-        )
+    def test_what_is_skipped_and_dropped_is_told_with_a_count_and_the_first_line(self):
+        rows = "2020-01-03,5 2020-01-01,6 2020-01-02,null 2020-01-01,6.01 2020-01-05,. 2020-01-04,7"
+        values, told = self.load("date,open\n" + rows.replace(" ", "\n"))
+        self.assertEqual(values, [6, 5, 7])
+        lines = r"\A.* 2 .*skip.*line 4\b.*\n.*sorted by date\n.* 1 .*drop.*line 5\b.*\n\Z"
+        self.assertRegex(told, lines)
+
+    def test_values_that_differ_at_one_time_are_dropped_up_to_1_percent(self):
+        rows = [
+            f"2020-01-{day:02} {hour:02}:00,{day}" for day in range(1, 29) for hour in range(24)
+        ]
+        text = "date,open\n" + "\n".join(rows)
+        self.assertEqual(len(self.load(f"{text}\n2020-01-01 05:00,9")[0]), len(rows))
+        with self.assertRaisesRegex(Mistake, "line 674 has the time of line 7 .*several series"):
+            self.load(text + "\n2020-01-01 05:00,9" * 8)
 
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs named pipes")
     def test_a_pipe_is_read_to_its_last_row(self):
         os.mkfifo("pipe.csv")
         writer = threading.Thread(target=self.csv, args=("pipe.csv", range(1, 30_001)))
         writer.start()
-        self.assertEqual(load_prices("pipe.csv").tolist(), list(range(1, 30_001)))
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(load_prices("pipe.csv").tolist(), list(range(1, 30_001)))
         writer.join()
 
 
+class TestData(InFolder):
+    def test_items_are_the_values_from_the_index_on_by_the_formulas(self):
+        values = walk()
+        for normalise in stock_rnn.NORMALISE:
+            data = StockDataset(values, 5, normalise)
+            items = [data[i] for i in range(195)]
+            self.assertEqual(len(data), 195)
+            for i, (x, target) in enumerate(items):
+                centre = unit = values[i + 4]
+                if normalise == "relative":
+                    unit = np.std(np.diff(values) / values[:-1]) * centre
+                elif normalise == "difference":
+                    unit = np.std(np.diff(values))
+                else:
+                    centre = (values.max() + values.min()) / 2
+                    unit = (values.max() - values.min()) / 2
+                self.assertEqual((x.shape, target.shape, x.dtype), ((5, 1), (1,), torch.float32))
+                expected = (values[i : i + 6] - centre) / unit
+                np.testing.assert_allclose([*x[:, 0], *target], expected, atol=1e-6)
+            for index in ([3, 1, 190], slice(2, 9), torch.tensor([0, 4]), slice(None)):
+                for part, single in zip(data[index], zip(*items)):
+                    self.assertTrue(torch.equal(part, torch.stack(single)[index]))
+
+    def test_every_value_after_the_first_window_is_a_target_once_or_the_split_is_refused(self):
+        wrong = [(99, 0.1, 0.3), (20, 0, 0.3), (20, 0.1, 0), (20, 0.5, 0.5), (20, -0.1, 0.3)]
+        for size in range(60, 99, 7):
+            values = np.arange(1.0, size + 1) ** 2
+            parts = split(values, 20, 0.1, 0.3)
+            self.assertEqual([len(part) for part in parts[1:]], [int(size * 0.1), int(size * 0.3)])
+            targets = np.concatenate([part.values[20:] for part in parts])
+            self.assertEqual(targets.tolist(), values[20:].tolist())
+            scale = StockDataset(parts[0].values, 20).scale
+            self.assertEqual([part.scale for part in parts], [scale] * 3)
+            for sizes in wrong:
+                with self.assertRaises(Mistake):
+                    split(values, *sizes)
+
+    def test_values_of_any_sign_choose_the_difference_by_the_training_part_alone(self):
+        values = walk()
+        self.assertEqual(split(values, 5)[0].normalise, "relative")
+        self.assertEqual(split(values - 2000, 5)[0].normalise, "difference")
+        values[-1] = -3
+        with self.assertRaisesRegex(Mistake, "-3 is not above zero: train with --normalise diff"):
+            split(values, 5)
+        self.assertEqual(split(values, 5, normalise="difference")[2].values[-1], -3)
+
+    def test_no_leak_of_test_values_into_training_nor_of_validation_values_into_its_history(self):
+        known = walk()
+        other_test = np.append(known[:170], walk(2)[:30])
+        other_val = np.concatenate([known[:140], walk(2)[:30], known[170:]])
+        for normalise in stock_rnn.NORMALISE:
+            runs = []
+            for values in (known, other_test, other_val):
+                _, model, history = learn(split(values, 5, normalise=normalise))
+                runs.append((history, plain(model.state_dict())))
+            self.assertEqual(runs[0], runs[1])
+            self.assertEqual(runs[0][0]["train_loss"], runs[2][0]["train_loss"])
+            self.assertNotEqual(runs[0][0]["val_loss"], runs[2][0]["val_loss"])
+
+    def test_sizes_and_values_that_cannot_be_are_refused(self):
+        good = [1, 2, 4, 3]
+        for args in (
+            *(([1, bad, 3], 1, way) for bad in (math.nan, math.inf) for way in stock_rnn.NORMALISE),
+            *(([5] * 4, 1, way) for way in stock_rnn.NORMALISE),
+            *((values, 1) for values in ([1, 2, 4, 8], [1, 0, 3], [1, -3, 4], [], [good, good])),
+            *((good, size) for size in (4, 5)),
+            (good, 2, "minmax"),
+        ):
+            with self.subTest(args), self.assertRaises(Mistake):
+                StockDataset(*args)
+
+
 class TestModel(InFolder):
-    def test_forward_is_the_recurrence_written_out_for_one_layer_and_two(self):
-        for layers in (1, 2):
-            model, x = RNN(3, layers).double(), torch.randn(4, 6, 1).double()
-            torch.nn.init.normal_(model.linear.weight)
-            w = {name: value.detach().numpy() for name, value in model.named_parameters()}
-            for window, output in zip(x.numpy(), model(x)):
-                for layer in range(layers):
-                    wax, waa = w[f"rnn.weight_ih_l{layer}"], w[f"rnn.weight_hh_l{layer}"]
-                    ba, a = w[f"rnn.bias_ih_l{layer}"] + w[f"rnn.bias_hh_l{layer}"], np.zeros(3)
-                    window = [a := np.tanh(waa @ a + wax @ x_t + ba) for x_t in window]
-                y = w["linear.weight"] @ a + w["linear.bias"]
-                np.testing.assert_allclose(output.detach(), y, atol=1e-12)
+    def test_forward_is_the_recurrence_written_out(self):
+        model = random_model().double()
+        x = torch.randn(4, 6, 1).double()
+        w = {name: value.detach().numpy() for name, value in model.named_parameters()}
+        ba = w["rnn.bias_ih_l0"] + w["rnn.bias_hh_l0"]
+        for window, output in zip(x.numpy(), model(x)):
+            a = np.zeros(4)
+            for x_t in window:
+                a = np.tanh(w["rnn.weight_hh_l0"] @ a + w["rnn.weight_ih_l0"] @ x_t + ba)
+            y = w["linear.weight"] @ a + w["linear.bias"]
+            np.testing.assert_allclose(output.detach(), y, atol=1e-12)
 
     def test_an_untrained_model_is_the_naive_forecast(self):
-        data = StockDataset(walk(), 5)
-        for model in (RNN(8), RNN(8, 2), stock_rnn.Naive()):
-            figures = stock_rnn.test(model, data)
-            self.assertEqual((figures["theil_u"], figures["t"]), (1, 0))
-            np.testing.assert_array_equal(stock_rnn.predict(model, data), data.prices[4:-1])
+        for values, normalise in ((walk(), "relative"), (season(), "difference")):
+            data = StockDataset(values, 5, normalise)
+            for model in (RNN(8), RNN(8, "gru"), RNN(8, "lstm"), Naive()):
+                figures = stock_rnn.test(model, data)
+                self.assertEqual((figures["theil_u"], figures["t"]), (1, 0))
+                np.testing.assert_array_equal(predict(model, data), data.values[4:-1])
 
-    def test_a_sine_without_noise_is_predicted_also_by_two_layers(self):
+    def test_the_simple_forecasts_are_the_last_value_its_drift_and_least_squares(self):
+        for normalise in stock_rnn.NORMALISE:
+            data = StockDataset(walk(), 5, normalise)
+            weights = stock_rnn.simple_forecasts(data)
+            x, target = (part.double().numpy() for part in data[:])
+            output = WeightedSum(weights["drift"])(data[:][0]).numpy()
+            np.testing.assert_allclose(output, x[:, -1] + np.mean(target - x[:, -1]), atol=1e-6)
+            inputs = np.column_stack([x[..., 0], np.ones(len(x))])
+            error = WeightedSum(weights["linear"])(data[:][0]).numpy() - target
+            np.testing.assert_allclose(inputs.T @ error, 0, atol=1e-3)  # as least squares demand
+            naive = evaluate(Naive(), batches(data, 1024))[0]
+            self.assertLess(np.mean(error**2), naive)
+
+    def test_what_can_be_learned_is_learned_by_every_cell(self):
         parts = split(50 + np.sin(np.arange(400) / 4), 10)
-        for layers in (1, 2):
-            _, model, _ = learn(parts, model=RNN(8, layers), epochs=40)
-            self.assertLess(stock_rnn.test(model, parts[2])["theil_u"], 0.1)
+        for cell in stock_rnn.CELLS:
+            _, model, _ = learn(parts, model=RNN(8, cell), epochs=40)
+            self.assertLess(stock_rnn.test(model, parts[2])["theil_u"], 0.1, cell)
 
     def test_figures_are_those_of_their_definitions(self):
-        data, model = StockDataset(walk().round(-1), 5), RNN(4)
-        torch.nn.init.normal_(model.linear.weight)
-        (x, target), last, true = data[:], data.prices[4:-1], data.prices[5:]
+        data = StockDataset(walk().round(-1), 5)
+        model = random_model()
+        x, target = data[:]
+        last = data.values[4:-1]
+        true = data.values[5:]
         output = model(x).detach()
         error = last + data.scale * last * output[:, 0].double().numpy() - true
-        naive, moved = last - true, true != last
+        naive = last - true
+        moved = true != last
         d = naive**2 - error**2
         expected = {
             "loss": ((output - target) ** 2).mean(),
@@ -424,22 +495,29 @@ class TestModel(InFolder):
             "mae": abs(error).mean(),
             "naive_rmse": np.mean(naive**2) ** 0.5,
             "theil_u": (np.sum(error**2) / np.sum(naive**2)) ** 0.5,
-            "t": d.mean() / (d.std() / 195**0.5),
+            "t": d.mean() / (d.std(ddof=1) / 195**0.5),
             "direction": np.mean(((error > naive) == (true > last))[moved]),
         }
         figures = stock_rnn.test(model, data)
-        for name in figures.keys() | expected.keys():
-            self.assertAlmostEqual(figures[name] / expected[name], 1, places=5, msg=name)
+        self.assertEqual(figures.keys(), expected.keys())
+        for name, value in expected.items():
+            self.assertAlmostEqual(figures[name] / value, 1, places=5, msg=name)
+        self.assertEqual(diebold_mariano(Naive(), model, data), -figures["t"])
 
-    def test_a_forecast_feeds_each_prediction_back(self):
-        for normalise in ("window", "range"):
-            data, model = StockDataset(walk(), 5, normalise), RNN(4)
-            torch.nn.init.normal_(model.linear.weight)
-            prices = data.prices.tolist()
-            for _ in range(3):
-                more = StockDataset([*prices, 1], 5, normalise, data.scale)  # no window has the 1
-                prices.append(stock_rnn.predict(model, more)[-1])
-            np.testing.assert_allclose(forecast(model, data, 3), prices[-3:], rtol=1e-7)
+    def test_a_forecast_feeds_each_prediction_back_after_every_window(self):
+        for normalise in stock_rnn.NORMALISE:
+            data = StockDataset(walk(), 5, normalise)
+            model = random_model()
+            found = forecast(model, data, 3)
+            self.assertEqual(found.shape, (196, 3))
+            for end in (5, 77, 200):
+                values = data.values[:end].tolist()
+                for _ in range(3):
+                    values.append(
+                        predict(model, data.like([*values, 1]))[-1]
+                    )  # no window has the 1
+                np.testing.assert_allclose(found[end - 5], values[-3:], rtol=1e-6)
+            np.testing.assert_allclose(forecast(model, data.like(data.values[-5:]), 3), found[-1:])
 
     def test_train_takes_a_loader_over_any_dataset_of_pairs(self):
         train_set, val_set, _ = split(walk(), 5)
@@ -452,276 +530,304 @@ class TestModel(InFolder):
         self.assertEqual(histories[0], histories[1])
         self.assertNotEqual(histories[1], histories[2])
 
-    def test_a_network_of_ones_own_has_its_dropout_on_in_training_alone_and_answers_one_column(
-        self,
-    ):
-        class Own(torch.nn.LSTM):
-            modes = []
+    def test_train_takes_a_loss_and_an_optimiser_whose_rate_falls_by_half_a_cosine(self):
+        rates = []
+        optimizer = mock.Mock(wraps=torch.optim.SGD)
+        parts = split(walk(), 5)
+        loaders = batches(parts[0], 1024), batches(parts[1], 1024)
+        model = random_model()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        step = optimizer.step
+        with mock.patch.object(optimizer, "step") as spy:
+            spy.side_effect = lambda: rates.append(optimizer.param_groups[0]["lr"]) or step()
+            before = evaluate(model, loaders[1], torch.nn.L1Loss())[0]
+            history = stock_rnn.train(model, *loaders, torch.nn.L1Loss(), optimizer, epochs=4)
+        np.testing.assert_allclose(rates, 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
+        best = min(before, *history["val_loss"])
+        self.assertEqual(evaluate(model, loaders[1], torch.nn.L1Loss())[0], best)
 
-            def forward(self, x):
-                self.modes.append(self.training)
-                return torch.dropout(super().forward(x)[0][:, -1], 0.5, self.training)
-
-        parts, model, _ = learn(model=Own(1, 1, batch_first=True))
-        self.assertEqual(model.modes, ([True] * 5 + [False]) * 5)
+    def test_a_network_of_ones_own_has_its_dropout_on_in_training_alone(self):
+        model = Own(1, 1, batch_first=True)
+        parts, _, _ = learn(model=model)
+        self.assertEqual(model.modes, [False] + ([True] * 5 + [False]) * 5)
         model.train()
         self.assertEqual(stock_rnn.test(model, parts[2]), stock_rnn.test(model, parts[2]))
-        with self.assertRaisesRegex(ValueError, r"\(32,\).*\(32, 1\)"):
-            learn(model=torch.nn.Sequential(model, torch.nn.Flatten(0)))
 
-    def test_the_model_ends_with_the_weights_of_its_best_epoch_unless_the_loss_is_not_finite(self):
+    def test_a_model_that_answers_a_tuple_or_no_column_is_refused_in_words(self):
+        with self.assertRaisesRegex(Mistake, "the model answers tuple, and must answer a tensor"):
+            learn(model=torch.nn.LSTM(1, 1, batch_first=True))
+        with self.assertRaisesRegex(Mistake, r"answers .*\[30\].*must answer .*\[30, 1\]"):
+            learn(model=torch.nn.Sequential(RNN(4), torch.nn.Flatten(0)))
+
+    def test_the_model_ends_with_its_best_weights_which_may_be_those_it_came_with(self):
         parts, model, history = learn(epochs=20)
-        best = min(history["val_loss"])
-        self.assertTrue(
-            evaluate(model, batches(parts[1], 1024))[0] == best < history["val_loss"][-1]
-        )
-        with self.assertRaisesRegex(ValueError, "finite"):
-            learn(learning_rate=1e30)
+        val_loader = batches(parts[1], 1024)
+        untrained = evaluate(Naive(), val_loader)[0]
+        self.assertEqual(evaluate(model, val_loader)[0], min(untrained, *history["val_loss"]))
+        self.assertLess(min(untrained, *history["val_loss"]), history["val_loss"][-1])
+        _, model, history = learn(rate=1.0)
+        self.assertLess(untrained, min(history["val_loss"]))
+        self.assertEqual(evaluate(model, val_loader)[0], untrained)
+        with self.assertRaisesRegex(Mistake, "finite"):
+            learn(rate=1e30)
 
     def test_a_seed_or_a_state_repeats_a_run_exactly_whatever_the_report_draws(self):
         states = []
         runs = [learn(report=lambda state: states.append(state) or torch.rand(3))]
         runs += [learn(), learn(seed=1)]
-        runs += [learn(seed=seed, state=states[1]) for seed in (5, 6)]  # the state stays whole
-        first, same, other, *more = (
-            (history, plain(model.state_dict())) for _, model, history in runs
-        )
-        self.assertEqual([same, *more], [first] * 3)
-        self.assertNotEqual(other[0], first[0])
+        kept = copy.deepcopy(plain(states[1]))
+        runs += [learn(seed=seed, state=states[1]) for seed in (5, 6)]
+        self.assertEqual(plain(states[1]), kept)
+        results = [(history, plain(model.state_dict())) for _, model, history in runs]
+        self.assertEqual([results[1], *results[3:]], [results[0]] * 3)
+        self.assertNotEqual(results[2][0], results[0][0])
 
-    def test_what_can_be_predicted_is_praised_and_a_random_walk_is_not(self):
-        for seed in (1, 2, 3):
-            self.assertNotIn(
-                "Better", self.succeed(self.csv("walk.csv", walk(seed, 800)), "--epochs=20")
-            )
-        out = self.succeed(CO2, "--column=ppm", "--learning-rate=1e-3")
-        self.assertIn("Better", out)
-        self.assertLess(float(re.search(r"Theil U.* (0\.\d+) ", out)[1]), 0.32)
-        self.assertGreater(float(re.search(r"Mariano t +(\S+)", out)[1]), 5)
+
+class TestVerdict(InFolder):
+    def say(self, count=100, rmse=(1, 1, 1, 1), t=(0, 0, 0)):
+        names = ["model", "naive", "drift", "linear"]
+        figures = {name: {"rmse": error} for name, error in zip(names, rmse)}
+        return stock_rnn.verdict(figures, dict(zip(names[1:], t)), count)
+
+    def test_the_limit_of_t_is_students(self):
+        students = {10: 2.262, 20: 2.093, 30: 2.045, 60: 2.001, 120: 1.980, 1000: 1.962}
+        for count, limit in students.items():
+            self.assertAlmostEqual(stock_rnn.t_limit(count), limit, delta=0.01)
+
+    def test_each_sentence_stands_for_its_case(self):
+        for sentence, case in (
+            ("Too few values to tell: 9, and 10 are needed.", {"count": 9, "t": (9, 9, 9)}),
+            (
+                "Worse than the last value: its error is 7.0% larger.",
+                {"rmse": (1.07, 1, 1.1, 1.1), "t": (-3, 3, 3)},
+            ),
+            (
+                "Better than all three simple forecasts: its error is 5.0% smaller than that of "
+                "the straight line.",
+                {"rmse": (0.95, 2, 1.5, 1), "t": (9, 8, 3)},
+            ),
+            (
+                "Better than the last value (75.0% smaller), but not shown to be better than "
+                "the straight line.",
+                {"rmse": (0.25, 1, 1, 0.28), "t": (9, 8, 1.4)},
+            ),
+            (
+                "Better than the last value (75.0% smaller), but worse than the straight line.",
+                {"rmse": (0.25, 1, 1, 0.2), "t": (9, 8, -3)},
+            ),
+            ("No evidence", {"rmse": (0.9, 1, 1, 1), "t": (1.9, 9, 9)}),
+            ("No evidence", {"rmse": (0.9995, 1, 1, 1), "t": (9, 9, 9)}),
+            ("No evidence", {"rmse": (1.0005, 1, 1, 1), "t": (-9, 9, 9)}),
+        ):
+            self.assertTrue(self.say(**case).startswith(sentence), (case, self.say(**case)))
+
+    def test_walks_with_and_without_drift_are_not_praised(self):
+        noise = np.random.default_rng(8).normal(size=(3, 500))
+        for values in (walk(1, 500), walk(2, 500), *np.cumprod(1.001 + 0.01 * noise, axis=1)):
+            out = self.succeed(self.csv("walk.csv", values), "--epochs=20")
+            self.assertNotIn("Better than all", out)
+
+    def test_the_seasons_of_co2_are_learned_without_a_flag(self):
+        out = self.succeed(CO2, "--column=ppm")
+        self.assertIn("Better than the last value", out)
+        self.assertLess(float(re.search(r"Theil U\D*(0\.\d+) ", out)[1]), 0.3)
+
+    def test_seasons_below_zero_are_learned(self):
+        out = self.succeed(self.csv("degrees.csv", season()), "--epochs=40")
+        self.assertIn("values of open, difference", out)
+        self.assertIn("Better than", out)
 
 
 @unittest.skipUnless(os.name == "posix", "needs a POSIX system")
 class TestSystem(InFolder):
-    def test_a_run_killed_stopped_or_cut_by_head_ends_with_the_same_bits_by_the_printed_command(
-        self,
-    ):
-        out = self.train("--epochs=120", "--checkpoint=straight.pt")
+    def test_a_run_killed_stopped_or_cut_by_head_ends_with_the_same_bits(self):
+        flags = [*self.flags, "--epochs=120"]
+        out = self.succeed(*flags, "--checkpoint=straight.pt")
         self.assertTrue(8 < len(re.findall(r"\n +\d+(?= +\d\.\d+ +\d\.\d+ )", out)) <= 13)
-        flags = [*self.flags, "--epochs=120", "--log=a log.csv"]
+        command = flags
         for row, end in (("10", signal.SIGPIPE), ("40", signal.SIGKILL), ("70", signal.SIGINT)):
-            process = self.start(*flags, row=row)
+            process = self.start(*command, row=row)
             if end == signal.SIGPIPE:
                 process.stdout.close()  # all that "| head" does when it has seen enough
-                flags += ["--resume"]
             else:
                 process.send_signal(end)
                 out = process.stdout.read()
-            self.assertEqual(process.stderr.read(), "")
+            err = process.stderr.read()
+            self.assertNotIn("Traceback", err)
             self.assertEqual(process.wait(), 130 if end == signal.SIGINT else -end)
-        _python, _script, *command = shlex.split(re.search("stopped; .*:  (.*)", out)[1])
+            command = ["resume", "stock_rnn.pt"]
+        self.assertRegex(out, "stopped; to go on:  python .*stock_rnn.py resume stock_rnn.pt\n")
         self.succeed(*command)
         self.assertEqual(self.contents("straight.pt"), self.contents("stock_rnn.pt"))
 
-    def test_what_was_trained_before_outlives_a_stopped_run_and_becomes_old_at_the_next_save(self):
-        self.train("--log=log.csv")
-        before = self.files()
-        process = self.start(
-            BITCOIN, "--hidden-size=512", "--batch-size=1", row="epoch"
-        )  # and a long one
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-        self.assertEqual((process.returncode, err, self.files()), (130, "", before))
-        self.assertNotIn("--resume", out)
-        self.assertIn("stock_rnn.pt.old", self.train("--seed=1"))
-        self.assertEqual(self.files()["stock_rnn.pt.old"], before["stock_rnn.pt"])
+    def test_a_new_run_takes_a_free_name_whatever_stands_there_and_keeps_it_from_others(self):
+        self.write("stock_rnn.pt", "a thesis")
+        Path("stock_rnn-2.pt").symlink_to("nowhere.pt")
+        flags = [*self.flags, "--epochs=30"]
+        runs = [self.start(*flags, f"--seed={seed}") for seed in (0, 1)]
+        outs = [process.communicate()[0] for process in runs]
+        saved = [re.search("saved in (.*)", out)[1] for out in outs]
+        self.assertEqual(set(saved), {"stock_rnn-3.pt", "stock_rnn-4.pt"})
+        for seed, path in enumerate(saved):
+            self.succeed(*flags, f"--seed={seed}", f"--checkpoint=alone{seed}.pt")
+            self.assertEqual(self.contents(path), self.contents(f"alone{seed}.pt"))
+        self.assertEqual(Path("stock_rnn.pt").read_text(), "a thesis")
+        self.assertFalse(Path("nowhere.pt").exists())
 
     def test_a_full_disk_or_a_read_only_folder_is_told_before_training_and_costs_nothing(self):
         import resource
 
         self.train()
-        user, limit = os.geteuid(), resource.getrlimit(resource.RLIMIT_FSIZE)
-        full = (1000, limit[1]), 0o755, user
-        read_only = limit, 0o555, user or 65534  # root may write anywhere
+        user = os.geteuid()
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        full = ((1000, limit[1]), 0o755, user)
+        read_only = (limit, 0o555, user or 65534)  # root may write anywhere
         for size, mode, other in (full, read_only):
-            for args in ([], ["--resume", "--epochs=9"]):
+            for args in (self.flags, ["resume", "stock_rnn.pt", "--epochs=9"]):
                 resource.setrlimit(resource.RLIMIT_FSIZE, size)
                 os.chmod(".", mode)
                 os.seteuid(other)
                 try:
-                    self.assertNotIn(
-                        "epoch", self.refuse(*self.flags, *args, saying="pt cannot be written")
-                    )
+                    self.refuse("[Errno", *args)
                 finally:
                     os.seteuid(user)
                     os.chmod(".", 0o755)
                     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
+    def test_a_bug_in_a_copy_keeps_its_traceback(self):
+        source = Path(SCRIPT).read_text(encoding="utf-8")
+        self.assertIn("a[:, -1]", source)
+        self.write("copy.py", source.replace("self.linear(a[:, -1])", "self.linear(a.T)"))
+        process = self.start(*self.flags, script="copy.py")
+        self.assertIn("Traceback", process.communicate()[1])
+        self.assertEqual(process.returncode, 1)
+
+    def test_names_that_the_output_cannot_show_cost_nothing(self):
+        self.csv("café.csv", walk(steps=120))
+        env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+        process = self.start("café.csv", *SMALL, env=env)
+        out, err = process.communicate()
+        self.assertEqual(process.returncode, 0, err)
+        self.assertTrue(out.startswith("café.csv"))
+
 
 class TestCommandLine(InFolder):
     def test_train_test_and_predict_work_on_the_data_that_comes_along(self):
-        plot = ["--plot=a.png"] * bool(find_spec("matplotlib"))
-        out = self.succeed("--epochs=3", "--log=log.csv", *plot)
-        self.assertEqual(
-            [Path("a.png").read_bytes()[:8] for _ in plot], [b"\x89PNG\r\n\x1a\n" for _ in plot]
+        out = self.succeed("--epochs=3")
+        table = (
+            r"(?s)naive\n +1 .*\n +2 .*\n +3 .*model +naive +drift +linear\n.*(Better|Worse|No )"
         )
-        self.assertRegex(
-            out, r"(?s)naive\n +1 .*\n +2 .*\n +3 .*(Better|Worse|No ).*next:.*stock_rnn.pt"
-        )
-        history = load_checkpoint("stock_rnn.pt")[1].state["history"]
-        rows = zip("123", *(map(str, losses) for losses in history.values()))
-        log = "\n".join(map(",".join, [("epoch", "train_loss", "val_loss"), *rows])) + "\n"
-        self.assertEqual(Path("log.csv").read_text(), log)
+        self.assertRegex(out, table)
+        self.assertRegex(out, r"\AbtcusdX?_20h.csv, 877 values of open, relative".replace("X?", ""))
         again = self.succeed("test", "stock_rnn.pt", BITCOIN)
-        self.assertRegex(again, r"begins with .*\b746\b(?s:.*)131 values never seen")
+        self.assertRegex(again, r"has seen the first 746 values(?s:.*)131 values never seen")
         self.assertIn(again[again.index("root mean") :], out)
         other = self.succeed("test", "stock_rnn.pt", CO2, "--column=ppm")
-        self.assertRegex(other, f"^\ntest on {len(load_prices(CO2, 'ppm')) - 20} values ")
-        values = (
-            self.succeed("predict", "stock_rnn.pt", BITCOIN, "--steps=3").split("next:")[1].split()
+        self.assertRegex(other, "^\ntest on 506 values\n")
+
+    def test_test_finds_the_last_window_of_the_training_anywhere_in_a_file(self):
+        self.train()
+        values = load_quietly("values.csv")
+        seen = 120 - int(120 * 0.15)
+        for start, more in ((1, []), (50, [900, 910]), (seen - 5, [])):
+            self.csv("part.csv", [*values[start:], *more])
+            out = self.succeed("test", "stock_rnn.pt", "part.csv")
+            self.assertIn(f"has seen the first {seen - start} values", out)
+            self.assertIn(f"test on {120 - seen + len(more)} values never seen", out)
+        self.refuse(
+            "of 0 values to test on", "test", "stock_rnn.pt", self.csv("a.csv", values[:seen])
         )
-        self.assertEqual((values[0], len(values)), (out.split("next:")[1].split()[0], 3))
 
-    def test_the_script_works_alone_and_without_matplotlib_refuses_a_plot_before_training(self):
-        self.write("matplotlib.py", "raise ImportError('no module matplotlib')")
-        alone = self.write("alone.py", Path(SCRIPT).read_bytes())
-        process, before = self.start(*self.flags, "--plot=a.png", script=alone), self.files()
-        out, err = process.communicate()
-        self.assertEqual((process.returncode, out, self.files()), (2, "", before))
-        self.assertRegex(err, r"\A.*error: .*matplotlib.*\n\Z")
+    def test_predict_prints_plain_numbers_and_warns_where_they_leave_the_range(self):
+        self.succeed(self.csv("sine.csv", 50 + np.sin(np.arange(200) / 4)), *SMALL)
+        values = [*np.linspace(1, 2, 4), 12345.5]  # a window is enough
+        status, out, err = self.main(
+            "predict", "stock_rnn.pt", self.csv("few.csv", values), "--steps=3"
+        )
+        numbers = [float(line) for line in out.splitlines()]
+        self.assertEqual((status, len(numbers), "e" in out), (0, 3, False))
+        model, about = load_checkpoint("stock_rnn.pt")
+        data = StockDataset(values, 5, "relative", about.scale)
+        np.testing.assert_allclose(numbers, forecast(model, data, 3)[0], rtol=1e-7)
+        outside = [number for number in numbers if not 1 <= number <= 12345.5]
+        self.assertEqual("leaves the range of all values seen" in err, bool(outside))
+        mocked = np.array([[60.0, 2.0, 0.5]])
+        with mock.patch.object(stock_rnn, "forecast", return_value=mocked):
+            _, out, err = self.main("predict", "stock_rnn.pt", "few.csv", "--steps=3")
+        self.assertEqual(out, "60\n2\n0.5\n")
+        self.assertIn("from step 3 on the forecast leaves the range", err)
 
-    def test_resume_brings_the_settings_back_and_goes_on_to_more_epochs_only(self):
-        self.train("--normalise=range", "--epochs=8", "--checkpoint=straight.pt")
-        self.train("--normalise=range", "--epochs=5")
-        before, resume = self.contents("stock_rnn.pt"), ["train", "prices.csv", "--resume"]
-        self.refuse("train", self.csv("other.csv", walk(2, 120)), "--resume", saying="other prices")
-        self.assertIn("already at 5 of 5", self.succeed(*resume))
-        self.assertEqual(self.contents("stock_rnn.pt"), before)
-        self.succeed(*resume, "--epochs=8")
+    def test_a_loss_that_still_falls_at_the_end_is_told(self):
+        for falling, losses in ((True, [3, 2, 1]), (False, [3, 1, 2]), (False, [3, 2, 1.999])):
+            self.train()
+            path = "stock_rnn.pt"
+            saved = torch.load(path, weights_only=True)
+            saved["state"]["history"]["val_loss"] = losses
+            torch.save(saved, path)
+            self.assertEqual("still falling" in self.succeed("resume", path), falling)
+            os.remove(path)
+
+    def test_resume_brings_the_settings_back_and_goes_on_to_more_epochs(self):
+        flags = ["--normalise=range", "--cell=gru", "--seed=4"]
+        self.train(*flags, "--epochs=8", "--checkpoint=straight.pt")
+        process_args = [*self.flags, *flags, "--epochs=8"]
+        with mock.patch.object(stock_rnn, "report_and_save", side_effect=stop_after_five):
+            status, out, _ = self.main(*process_args)
+        self.assertEqual(status, 130)
+        self.assertIn("stopped; to go on", out)
+        Path("values.csv").rename("moved.csv")
+        self.refuse("values.csv", "resume", "stock_rnn.pt")
+        self.refuse("other values", "resume", "stock_rnn.pt", self.csv("other.csv", walk(2, 120)))
+        self.succeed("resume", "stock_rnn.pt", "moved.csv")
         self.assertEqual(self.contents("stock_rnn.pt"), self.contents("straight.pt"))
+        self.succeed("resume", "stock_rnn.pt", "moved.csv", "--epochs=10")
+        self.assertEqual(len(load_checkpoint("stock_rnn.pt")[1].state["history"]["val_loss"]), 10)
 
-    def test_two_runs_on_one_checkpoint_leave_a_whole_one(self):
-        flags = [*self.flags, "--epochs=60"]
-        for process in [
-            self.start(*flags, "--checkpoint=both.pt", f"--seed={seed}") for seed in (0, 1)
-        ]:
-            self.assertEqual((process.communicate()[1], process.returncode), ("", 0))
-        self.succeed(*flags, f"--seed={load_checkpoint('both.pt')[1].settings['seed']}")
-        self.assertEqual(self.contents("both.pt"), self.contents("stock_rnn.pt"))
+    @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
+    def test_the_plot_is_a_picture(self):
+        self.train("--plot=a.png")
+        self.assertEqual(Path("a.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
 
-    def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
-        def values(path):
-            model, about = load_checkpoint(path)
-            return plain(vars(about)), forecast(
-                model, StockDataset(prices, 5, scale=about.scale), 2
-            ).tolist()
-
-        self.train()
-        prices = load_prices("prices.csv")
-        whole, same = Path("stock_rnn.pt").read_bytes(), values("stock_rnn.pt")
-        damaged = [b"", b"PK" + bytes(1000), self.rng.bytes(5000), whole[:-1]]
-        for a, b, bit in self.rng.integers(0, (len(whole), len(whole), 8), (100, 3)):
-            moved, flipped = whole[b : b + 40], bytes([whole[a] ^ 1 << bit])
-            damaged += [
-                whole[:a],
-                whole[:a] + moved + whole[a + 40 :],
-                whole[:a] + flipped + whole[a + 1 :],
-            ]
-        refused = 0
-        for content in damaged:
-            try:
-                self.assertEqual(values(self.write("damaged.pt", content)), same)
-            except ValueError as error:
-                self.assertIn("damaged.pt is damaged", str(error))
-                refused += 1
-        self.assertGreater(refused, 150)
-
-    def test_forged_checkpoints_are_refused_and_nothing_in_one_is_run(self):
-        class Trap:
-            def __reduce__(self):
-                return (Path.touch, (Path("witness"),))
-
-        self.train()
-        whole, weights = torch.load("stock_rnn.pt", weights_only=True), RNN(5).state_dict()
-        state, settings = whole["state"], whole["settings"]
-        forged = [[], weights, whole | {"settings": settings | {"hidden_size": "x"}}]
-        forged += [{key: whole[key] for key in whole.keys() - {name}} for name in whole]
-        for name, group in (("state", state), ("settings", settings)):
-            forged += [
-                whole | {name: {key: group[key] for key in group.keys() - {gone}}} for gone in group
-            ]
-        forged += [
-            whole | {"state": state | {name: weights}} for name in ("model", "best", "optimizer")
-        ]
-        for content in [*forged, whole | {"state": Trap()}]:
-            torch.save(content, "forged.pt")
-            for args in (["predict", "forged.pt"], ["train", "--resume", "--checkpoint=forged.pt"]):
-                self.refuse(*args, "prices.csv", saying="forged.pt is damaged")
-        torch.load("forged.pt", weights_only=False)  # the trap does work where pickles are allowed
-        self.assertTrue(Path("witness").exists())
+    def test_a_plot_of_another_ending_or_without_matplotlib_is_refused(self):
+        self.refuse("must end in .png, .svg or .pdf", *self.flags, "--plot=thesis.txt")
+        with mock.patch.object(stock_rnn.importlib.util, "find_spec", return_value=None):
+            self.refuse("pip install matplotlib", *self.flags, "--plot=a.png")
 
     def test_every_mistake_is_told_in_a_line_and_changes_nothing(self):
-        for name, prices in (
-            ("short.csv", [1, 2, 3]),
-            ("flat.csv", [5] * 120),
-            ("bad.csv", [5, "six"]),
-        ):
-            self.csv(name, prices)
+        self.csv("short.csv", [1, 2, 3])
+        self.csv("flat.csv", [5] * 120)
+        self.csv("bad.csv", [5, "six"])
+        self.csv("below.csv", [*walk(steps=119), -3])
         Path("folder").mkdir()
         self.train()
         for saying, *commands in (
-            (
-                "none.csv",
-                "train none.csv",
-                "test stock_rnn.pt none.csv",
-                "--resume --checkpoint=none.csv",
-            ),
-            ("neither", "trian", "prices"),
-            ("directory", "train folder", "test folder prices.csv"),
-            ("try --column", "--column=close", f"train {CO2}", f"test stock_rnn.pt {CO2}"),
+            ("none.csv", "train none.csv", "test stock_rnn.pt none.csv", "resume none.csv"),
+            ("directory", "train folder", "test folder values.csv"),
+            ("take --column", "--column=close", f"train {CO2}", f"test stock_rnn.pt {CO2}"),
             ("line 3", "train bad.csv"),
             ("too few", "train short.csv", "--test-fraction=0.99", "--val-fraction=0"),
             ("window of 5", "predict stock_rnn.pt short.csv", "test stock_rnn.pt short.csv"),
             ("alike", "train flat.csv"),
-            ("normalise", "--normalise=foo", "--resume --normalise=range"),
-            ("argument", "--hidden-size=ten", "--hiden-size=3", "test", "predict stock_rnn.pt"),
-            ("hidden_size", "--hidden-size=0", "--hidden-size=-1", "--resume --hidden-size=5"),
             (
-                "error",
-                *(
-                    f"--{name}={10**20}"
-                    for name in ("hidden-size", "seq-length", "batch-size", "seed")
-                ),
+                "train with --normalise difference",
+                "train below.csv",
+                "predict stock_rnn.pt below.csv",
             ),
-            (
-                "error",
-                "--num-layers=0",
-                "--seq-length=-1",
-                "--val-fraction=inf",
-                "--val-fraction=nan",
-            ),
-            ("epochs", "--epochs=0", "--epochs=-1"),
+            ("argument", "--normalise=foo", "--hidden-size=ten", "--hiden-size=3", "test"),
+            ("argument", "predict stock_rnn.pt", "resume --seed=1", "--cell=cnn"),
+            ("whole number from 1", "--hidden-size=0", f"--epochs={10**400}", "--batch-size=0"),
+            ("whole number from 0", "--seed=-1"),
+            ("whole number from 1 to 4096", f"--hidden-size={10**9}"),
+            ("number from 0 on", "--learning-rate=nan", "--val-fraction=-inf"),
             ("seq_length", "--seq-length=100"),
-            ("batch_size", "--batch-size=0"),
-            ("learning rate", "--learning-rate=-1", "--learning-rate=nan"),
-            ("every", "--every=0"),
             ("device", "--device=nonsense"),
             ("CUDA", *["--device=cuda"] * (not torch.cuda.is_available())),
-            ("a file of its own", "--checkpoint=prices.csv", "--log=./prices.csv"),
-            (
-                "a file of its own",
-                "--log=stock_rnn.pt",
-                "--plot=stock_rnn.pt.old",
-                "--log=a --plot=a",
-            ),
-            ("a folder or a device", "--log=folder", "--checkpoint=", f"--log={os.devnull}"),
-            ("cannot be written", "--checkpoint=nowhere/stock_rnn.pt", "--log=nowhere/log.csv"),
-            ("damaged", "test prices.csv prices.csv", "--resume --checkpoint=./short.csv"),
+            ("nowhere", "--checkpoint=nowhere/stock_rnn.pt"),
+            ("damaged", "test values.csv values.csv", "resume short.csv"),
         ):
             for command in commands:
                 with self.subTest(command):
-                    self.refuse(
-                        *self.flags * command.startswith("-"), *command.split(), saying=saying
-                    )
+                    self.refuse(saying, *self.flags * command.startswith("-"), *command.split())
 
     def test_python_snippets_about_stock_rnn_run_as_written(self):
         readme = (HERE / "README.md").read_text(encoding="utf-8")
@@ -729,8 +835,94 @@ class TestCommandLine(InFolder):
         Path("data").symlink_to(HERE / "data")
         self.assertIn("stock_rnn", "".join(snippets))
         for snippet in filter(re.compile("stock_rnn").search, snippets):
-            with contextlib.redirect_stdout(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 exec(snippet, {})
+
+
+class TestCheckpoint(InFolder):
+    def setUp(self):
+        super().setUp()
+        self.train()
+
+    def values(self, path):
+        model, about = load_checkpoint(path)
+        data = StockDataset(load_quietly("values.csv"), 5, scale=about.scale)
+        return plain(vars(about)), forecast(model, data, 2).tolist()
+
+    def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
+        whole = Path("stock_rnn.pt").read_bytes()
+        same = self.values("stock_rnn.pt")
+        damaged = [b"", b"PK" + bytes(1000), self.rng.bytes(5000), whole[:-1]]
+        for a, b, bit in self.rng.integers(0, (len(whole), len(whole), 8), (100, 3)):
+            moved = whole[b : b + 40]
+            flipped = bytes([whole[a] ^ 1 << bit])
+            damaged.append(whole[:a])
+            damaged.append(whole[:a] + moved + whole[a + 40 :])
+            damaged.append(whole[:a] + flipped + whole[a + 1 :])
+        refused = 0
+        for content in damaged:
+            try:
+                self.assertEqual(self.values(self.write("damaged.pt", content)), same)
+            except Mistake as error:
+                self.assertIn("damaged.pt is damaged", str(error))
+                refused += 1
+        self.assertGreater(refused, 150)
+
+    def test_forged_checkpoints_are_refused_and_nothing_in_one_is_run(self):
+        whole = torch.load("stock_rnn.pt", weights_only=True)
+        weights = RNN(5).state_dict()
+        settings = whole["settings"]
+        forged = [[], weights, whole | {"settings": settings | {"hidden_size": "x"}}]
+        forged.append(whole | {"settings": settings | {"hidden_size": 10**5}})
+        for name in ("model", "best"):
+            forged.append(whole | {"state": whole["state"] | {name: weights}})
+        for content in [*forged, whole | {"state": Trap()}]:
+            torch.save(content, "forged.pt")
+            for args in (["predict", "forged.pt", "values.csv"], ["resume", "forged.pt"]):
+                self.refuse("forged.pt is damaged", *args)
+        torch.load("forged.pt", weights_only=False)  # the trap does work where pickles are allowed
+        self.assertTrue(Path("witness").exists())
+
+    def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(self):
+        saved = torch.load("stock_rnn.pt", weights_only=True)
+        del saved["settings"]["cell"]
+        torch.save(saved, "old.pt")
+        self.refuse("of an earlier version of stock_rnn.py", "resume", "old.pt")
+
+
+class Trap:
+    """What a forged pickle can do: it creates a file when it is loaded."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("witness"),))
+
+
+def load_quietly(path):
+    """The values of a file, without a word about their order."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return load_prices(path)
+
+
+def stop_after_five(path, about, naive_loss, state):
+    """Save, and stop like a person with Ctrl-C after the fifth epoch."""
+    stock_rnn.write_whole(path, stock_rnn.checkpoint_of(state, about))
+    if len(state["history"]["val_loss"]) == 5:
+        raise KeyboardInterrupt
+
+
+if find_spec("torch"):
+
+    class Own(torch.nn.LSTM):
+        """A network of a user's own, with dropout, that notes when it is in training mode."""
+
+        modes = []
+
+        def forward(self, x):
+            self.modes.append(self.training)
+            return torch.dropout(super().forward(x)[0][:, -1], 0.5, self.training)
 
 
 if __name__ == "__main__":
