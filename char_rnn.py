@@ -129,7 +129,7 @@ def shuffled(text):
     """The lines of a text in another order, always the same one; each ends in a newline."""
     lines = text.removesuffix("\n").split("\n")
     np.random.default_rng(0).shuffle(lines)
-    return "\n".join([*lines, ""])
+    return "\n".join(lines) + "\n"
 
 
 def encode(text, chars):
@@ -826,8 +826,9 @@ def print_heading(path, rnn, reader, run):
     """Print what is trained on what, how often it will be read, and where the run stands."""
     size = sum(w.size for w in rnn.parameters().values())
     print(f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters")
-    print(f"{len(reader.train_ids):,} characters to train on, {len(reader.val_ids):,} to validate")
-    print(f"{run.max_iters:,} iterations read the first {run.max_iters / reader.batches:.1f} times")
+    times = f"{run.max_iters / reader.batches:.1f} times in {run.max_iters:,} iterations"
+    print(f"{len(reader.train_ids):,} characters to train on, read {times}")
+    print(f"{len(reader.val_ids):,} characters held out to validate")
     V = rnn.vocab_size
     print(f"losses are in nats per character; guessing among {V} costs {math.log(V):.3f}")
     print(f"saving in {path}\n")

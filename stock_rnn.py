@@ -70,11 +70,11 @@ NOT_TEXT = {
 }
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
 MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", ".", "?"}
-NUMBER = re.compile(r"[-+]?[$€£¥]? ?(\d+|\d{1,3}(,\d{3})+)(\.\d*)? ?[$€£¥]?")  # 1,403.13
-GROUPED = re.compile(r"[-+]?\d{1,3}[.,]\d{3}")  # 120.760 or 10,074: two readings
-DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d{1,2} ?%")
+NUMBER = re.compile(r"[-+]?[$€£¥]? ?([0-9]+|[1-9][0-9]{0,2}(,[0-9]{3})+)(\.[0-9]*)? ?[$€£¥]?")
+GROUPED = re.compile(r"[-+]?\d{1,3}([.,]\d{3})*")  # 120.760 or 10,074, which have two readings
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,(\d{1,2}|\d{4,}) ?%?")
 CLOCK = re.compile(r"\d\d?:\d\d.*|\d{6}")
-SURE = ("number", "ISO")  # forms of time that no other can be taken for
+SURE = ("number", "ISO")  # forms of time that cannot be taken for another
 DAYS = ["%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%y-%m-%d", "%m-%d-%y", "%d-%m-%y", "%Y%m%d", "%Y-%m"]
 DAYS += ["%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y"]
 CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
@@ -90,12 +90,12 @@ def load_prices(path, column="open"):
     Raises Mistake for a file without such a column, and for whatever could be misread: other
     characters than numbers have, dates that have two readings, several series in one file.
     """
-    values, lines, times = read_rows(path, column.strip().lower())
+    values, lines, times = read_rows(path, column.strip(" <>").lower())
     name, seconds = read_times(path, times, lines)
     if name is None:
         print(f"{path}: no times found: in the order of the file", file=sys.stderr)
         return values
-    print(f"{path}: sorted by {name}", file=sys.stderr)
+    print(f"{path}: sorted by {name!r}", file=sys.stderr)
     _, first, place = np.unique(seconds, return_index=True, return_inverse=True)
     kept = values[first]  # of rows with the same time, the first
     other = abs(values - kept[place]) > 0.01 * abs(kept[place])
@@ -105,15 +105,14 @@ def load_prices(path, column="open"):
             f"{path}: line {lines[at]} has the time of line {lines[first[place[at]]]} "
             f"and another value: several series in one file?"
         )
-    tell_rows(path, np.delete(lines, first), "at the time of another: dropped")
+    tell_rows(path, np.delete(lines, first), "dropped, whose time is there already")
     return kept
 
 
 def tell_rows(path, lines, what):
     """Say on stderr how many rows are left out, and where the first is."""
     if len(lines):
-        first = f"(the first in line {min(lines)})"
-        print(f"{path}: {len(lines):,} rows {what} {first}", file=sys.stderr)
+        print(f"{path}: rows {what}: {len(lines):,} from line {min(lines)} on", file=sys.stderr)
 
 
 def read_rows(path, column):
@@ -144,8 +143,8 @@ def find_header(path, file, column):
     if len(first) == len(KLINE) and column in KLINE and None not in map(to_number, first):
         return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file))  # Binance
     raise Mistake(
-        f"{path} has no column {column!r}: take --column for another. A line of the file must name "
-        f"them, divided by commas, semicolons or tabs; its first is {''.join(head[:1])!r:.80}"
+        f"{path} has no column {column!r}: take --column for another. One of the first lines must "
+        f"name them, divided by commas, semicolons or tabs; the first is {''.join(head[:1])!r:.80}"
     )
 
 
@@ -156,14 +155,15 @@ def collect(path, names, at, rows):
     missing = array("q")
     columns = {}
     times = {}
-    unclear = False
+    grouped = True
+    commas = False
     for row in filter(None, rows):
         row += [""] * (len(names) - len(row))
         cell = row[at].strip()
         value = to_number(cell)
         if rows.dialect.delimiter != "," and "," in cell and "." not in cell:
             value = None  # 1,403 may be 1.403 or 1403
-        if not values and not cell[-1:].isdigit() and row[0].strip().isalpha():
+        if not values and (row[0].lower() == "ticker" or not re.search(r"\d", "".join(row))):
             continue  # a further header row: yfinance has two
         if value is None or abs(value) > 1e100:
             raise Mistake(f"{path}, line {rows.line_num}: {cell!r:.40} is no number like 1403.13")
@@ -175,17 +175,17 @@ def collect(path, names, at, rows):
         if not values:
             columns = time_columns(names, row, at)
             times = {name: [] for name in columns}
-            unclear = any(map(DECIMAL_COMMA.fullmatch, row))
-        unclear = unclear and GROUPED.fullmatch(cell)
+        grouped = grouped and GROUPED.fullmatch(cell)
+        commas = commas or grouped and any(map(DECIMAL_COMMA.fullmatch, row))
         values.append(value)
         lines.append(rows.line_num)
         for name, places in columns.items():
             times[name].append(" ".join([row[ix].strip() for ix in places]))
     if not values:
         raise Mistake(f"{path} has no number in column {names[at]!r}")
-    if unclear:
+    if grouped and commas:
         raise Mistake(f"{path} has decimal commas, so that {cell} is unclear: use decimal points")
-    tell_rows(path, missing, "without a value: skipped")
+    tell_rows(path, missing, "skipped, without a value")
     return np.array(values), np.array(lines), times
 
 
@@ -240,17 +240,17 @@ def read_times(path, times, lines):
             steps = np.diff(seconds)
             if (steps >= 0).all() or (steps <= 0).all():
                 in_order[np.argsort(seconds, kind="stable").tobytes()] = seconds
-            elif "%y" not in form:
+            elif "%y" not in form and (form != "number" or min(seconds) > 1e8):
                 others.append(seconds)
-            if form in SURE:
+            if form in SURE and (in_order or others):
                 break
         readings = [*in_order.values()] or others
         if len(readings) == 1:
             return name, readings[0]
         at = min(longest, len(cells) - 1)
-        unclear = f"line {lines[at]}: the time {cells[at]:.40} is unclear; 2017-10-01 20:00 is not"
+        unclear = f"line {lines[at]}: the time {cells[at]!r:.40} can be read in no way, or in two"
     if unclear:
-        raise Mistake(f"{path}, {unclear}")
+        raise Mistake(f"{path}, {unclear}: write times like 2017-10-01 20:00")
     return None, None
 
 
@@ -271,6 +271,8 @@ def read_time(cell, form):
         number = float(cell)
         while 1e11 < abs(number) < math.inf:  # in milliseconds, or smaller still
             number /= 1000
+        if abs(number) > 4e9:  # neither seconds nor milliseconds of this century or the last
+            raise ValueError
         return number
     if form == "ISO":
         moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
@@ -372,8 +374,8 @@ def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise=N
     val_start = test_start - int(len(values) * min(val_fraction, 1))
     if not seq_length < val_start < test_start < len(values):
         raise Mistake(
-            f"{len(values)} values are too few for seq_length {seq_length} and fractions "
-            f"{val_fraction} and {test_fraction}: every part needs a target"
+            f"{len(values)} values in windows of seq_length {seq_length}, and fractions of "
+            f"{val_fraction} and {test_fraction}, leave a part without a target"
         )
     if normalise is None:
         normalise = "relative" if min(values[:val_start]) > 0 else "difference"
@@ -602,7 +604,7 @@ def test(model, test_set):
     true = test_set.values[test_set.seq_length :]
     moved = true != last
     if not moved.any():
-        raise Mistake(f"of {len(true)} values to test on, none moves: nothing to predict")
+        raise Mistake("no value to test on differs from the one before: nothing to predict")
     loss, _ = evaluate(model, batches(test_set, 1024))
     predicted = predict(model, test_set)
     error = predicted - true
@@ -789,6 +791,10 @@ def read_parts(args):
 def learn(path, args, seen, parts, state=None):
     """Train, saving after every epoch, and test; without a path, in a file of a new name."""
     train_set, val_set, test_set = parts
+    try:
+        torch.ones(1, device=args.device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise Mistake(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     torch.manual_seed(args.seed)
     model = RNN(args.hidden_size, args.cell).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=0.1)
@@ -807,9 +813,9 @@ def learn(path, args, seen, parts, state=None):
     checkpoint = checkpoint_of(state, about)  # what cannot be written shows before training
     path = write_whole(path or args.checkpoint, checkpoint, new=not path)
     print(
-        f"{Path(args.prices).name}, {len(seen) + len(test_set):,} values of {args.column}", end=", "
+        f"{Path(args.prices).name}, {len(seen) + len(test_set):,} values of {args.column}, "
+        f"{train_set.normalise}, saved in {path}"
     )
-    print(f"{train_set.normalise}, saved in {path}")
     print("{:,} to train on, {:,} to validate, {:,} to test\n".format(*map(len, parts)))
     print(
         f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}", flush=True
@@ -844,10 +850,10 @@ def print_result(path, args, test_set):
     last = math.ceil(len(losses) / 10)
     if len(losses) > last and min(losses[-last:]) < 0.99 * min(losses[:-last]):
         print("The validation loss was still falling: more --epochs may help.")
-    if args.plot:
-        write_whole(args.plot, picture_of(args.plot, model, test_set))
     more = command_line("predict", path, args.prices, "--steps", "5")
     print(f"\nfor the next values:\n{more}")
+    if args.plot:
+        write_whole(args.plot, picture_of(args.plot, model, test_set))
 
 
 def print_test(model, test_set, about, title):
@@ -925,8 +931,10 @@ def predict_command(args):
         print(np.format_float_positional(value, precision=8, fractional=False, trim="-"))
     outside = (found < dataset.values.min()) | (found > dataset.values.max())
     if outside.any():
-        where = f"from step {outside.argmax() + 1} on"
-        print(f"{where} the forecast leaves the range of all values seen", file=sys.stderr)
+        print(
+            f"from step {outside.argmax() + 1} on the forecast leaves the range of the values",
+            file=sys.stderr,
+        )
 
 
 def whole(text, least=1, most=10**9):
@@ -937,20 +945,12 @@ def whole(text, least=1, most=10**9):
     return number
 
 
-def positive(text):
+def number(text):
     """A number from 0 on."""
-    number = float(text)
-    if not 0 <= number < math.inf:
+    value = float(text)
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number from 0 on, not {text}")
-    return number
-
-
-def device(text):
-    """A device that torch has."""
-    try:
-        return str(torch.empty(0, device=text).device)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from None
+    return value
 
 
 def picture(text):
@@ -973,12 +973,12 @@ SETTINGS = {  # of a run, which resume takes from the checkpoint: kind, default,
     "hidden_size": (partial(whole, most=4096), 32, "hidden units"),
     "seq_length": (whole, 20, "values in a window"),
     "batch_size": (whole, 32, "windows in a batch"),
-    "learning_rate": (positive, 3e-3, "first learning rate of AdamW, which falls to 0"),
-    "val_fraction": (positive, 0.15, "share of the values to validate"),
-    "test_fraction": (positive, 0.15, "share of the values to test"),
+    "learning_rate": (number, 3e-3, "first learning rate of AdamW, which falls to 0"),
+    "val_fraction": (number, 0.15, "share of the values to validate"),
+    "test_fraction": (number, 0.15, "share of the values to test"),
     "epochs": (whole, 100, "passes over the training part"),
     "seed": (partial(whole, least=0), 0, "seed of the random numbers"),
-    "device": (device, "cpu", "where torch computes: cpu, cuda, mps"),
+    "device": (str, "cpu", "where torch computes: cpu, cuda, mps"),
 }
 
 

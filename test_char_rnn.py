@@ -681,7 +681,7 @@ class TestCommandLine(InFolder):
         self.assertTrue(max(map(len, lines)) < 80 and min(map(len, samples)) >= 20)
         _, run, _ = load_checkpoint("run.npz")
         self.assertEqual(val_losses, tuple(f"{row[3]:.3f}" for row in run.history))
-        self.assertIn("1,250 iterations read the first 14.7 times", out)  # 85 batches of 4 x 8
+        self.assertIn("read 14.7 times in 1,250 iterations", out)  # 85 batches of 4 x 8
         before = self.contents("run.npz")
         self.assertIn("the run has ended at iteration 1,300", self.succeed("resume", "run.npz"))
         self.assertEqual(self.contents("run.npz"), before)
