@@ -41,7 +41,7 @@ import sys
 import zipfile
 import zlib
 from array import array
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +66,6 @@ NOT_TEXT = {
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"PK": "a zip or Excel file: save it as CSV",
     b"\xff\xfe": "UTF-16: save it as UTF-8",
-    b"\xfe\xff": "UTF-16: save it as UTF-8",
 }
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
 MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", ".", "?"}
@@ -78,8 +77,8 @@ SURE = ("number", "ISO")  # forms of time that cannot be taken for another
 DAYS = ["%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%y-%m-%d", "%m-%d-%y", "%d-%m-%y", "%Y%m%d", "%Y-%m"]
 DAYS += ["%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y"]
 CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
-FORMS = [*SURE, *(day + clock for day in DAYS for clock in CLOCKS)]
 EPOCH = datetime(1970, 1, 1)
+FORMS = [*SURE, *(day + clock for day in DAYS for clock in CLOCKS)]
 
 
 def load_prices(path, column="open"):
@@ -153,24 +152,23 @@ def collect(path, names, at, rows):
     values = array("d")  # a list would take four times the memory
     lines = array("q")
     missing = array("q")
-    columns = {}
     times = {}
     grouped = True
     commas = False
-    for row in filter(None, rows):
+    for line, row in numbered(path, rows):
         row += [""] * (len(names) - len(row))
         cell = row[at].strip()
         value = to_number(cell)
         if rows.dialect.delimiter != "," and "," in cell and "." not in cell:
             value = None  # 1,403 may be 1.403 or 1403
-        if not values and (row[0].lower() == "ticker" or not re.search(r"\d", "".join(row))):
+        if not values and (row[0] == "Ticker" or not re.search(r"\d", "".join(row))):
             continue  # a further header row: yfinance has two
         if value is None or abs(value) > 1e100:
-            raise Mistake(f"{path}, line {rows.line_num}: {cell!r:.40} is no number like 1403.13")
+            raise Mistake(f"{path}, line {line}: {cell!r:.40} is no number like 1403.13")
         if len(row) > len(names) and len(list(filter(None, row))) > len(names):
-            raise Mistake(f"{path}, line {rows.line_num} has more cells than the header has names")
+            raise Mistake(f"{path}, line {line} has more cells than the header has names")
         if math.isnan(value):
-            missing.append(rows.line_num)
+            missing.append(line)
             continue
         if not values:
             columns = time_columns(names, row, at)
@@ -178,7 +176,7 @@ def collect(path, names, at, rows):
         grouped = grouped and GROUPED.fullmatch(cell)
         commas = commas or grouped and any(map(DECIMAL_COMMA.fullmatch, row))
         values.append(value)
-        lines.append(rows.line_num)
+        lines.append(line)
         for name, places in columns.items():
             times[name].append(" ".join([row[ix].strip() for ix in places]))
     if not values:
@@ -187,6 +185,17 @@ def collect(path, names, at, rows):
         raise Mistake(f"{path} has decimal commas, so that {cell} is unclear: use decimal points")
     tell_rows(path, missing, "skipped, without a value")
     return np.array(values), np.array(lines), times
+
+
+def numbered(path, rows):
+    """The rows that are not empty, each with its line."""
+    line = rows.line_num
+    for row in rows:
+        line += 1
+        if rows.line_num > line:
+            raise Mistake(f"{path}: a quote in line {line} is not closed")
+        if row:
+            yield line, row
 
 
 def to_number(cell):
@@ -277,11 +286,10 @@ def read_time(cell, form):
     if form == "ISO":
         moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
     else:
-        date, clock = re.fullmatch(r"(.*?)( \d\d?:\d\d.*| \d{6})?", cell).groups()
+        date, clock = re.fullmatch(r"(?s)(.*?)( \d\d?:\d\d.*| \d{6})?", cell).groups()
         day = "-".join(re.findall(r"\d+|[A-Za-z]+", date))  # 31/01/2020 and Jan 31, 2020
         moment = datetime.strptime(day + (clock or ""), form)
-    epoch = EPOCH.replace(tzinfo=timezone.utc) if moment.tzinfo else EPOCH
-    return (moment - epoch).total_seconds()
+    return moment.timestamp() if moment.tzinfo else (moment - EPOCH).total_seconds()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -307,7 +315,7 @@ class StockDataset(Dataset):
     """
 
     def __init__(self, values, seq_length, normalise="relative", scale=None, middle=0.0):
-        self.values = np.asarray(values, np.float64).copy()
+        self.values = np.array(values, np.float64)
         self.seq_length = seq_length
         self.normalise = normalise
         self.scale = scale
@@ -492,8 +500,7 @@ def train(
     history = state["history"]
     for epoch in range(len(history["val_loss"]), epochs):
         for group in optimizer.param_groups:
-            share = (1 + math.cos(math.pi * epoch / epochs)) / 2
-            group["lr"] = share * group["initial_lr"]
+            group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * epoch / epochs)) / 2
         train_loss = train_epoch(model, train_loader, criterion, optimizer)
         val_loss, _ = evaluate(model, val_loader, criterion)
         if not math.isfinite(train_loss + val_loss):
@@ -560,8 +567,7 @@ def evaluate(model, loader, criterion=nn.functional.mse_loss):
     """The mean loss over the batches of a loader, in eval mode, and the outputs in its order."""
     model.eval()
     losses, outputs = zip(*(loss_and_output(model, batch, criterion) for batch in loader))
-    sizes = [len(output) for output in outputs]
-    loss = np.average([loss.item() for loss in losses], weights=sizes)
+    loss = np.average([loss.item() for loss in losses], weights=[len(part) for part in outputs])
     return float(loss), torch.cat(outputs)
 
 
@@ -632,9 +638,7 @@ def diebold_mariano(model, other, test_set):
     """
     true = test_set.values[test_set.seq_length :]
     d = (predict(other, test_set) - true) ** 2 - (predict(model, test_set) - true) ** 2
-    if len(d) < 2 or d.std() == 0:
-        return 0.0
-    return float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d))))
+    return float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))) if d.std() else 0.0
 
 
 def t_limit(count):
@@ -660,8 +664,10 @@ def verdict(figures, t, count):
         return f"Worse than the last value: its error is {-gains['naive']:.1%} larger."
     if len(beaten) == len(t):
         best = min(t, key=gains.get)
-        smaller = f"its error is {gains[best]:.1%} smaller than that of {WORDS[best]}"
-        return f"Better than all three simple forecasts: {smaller}."
+        return (
+            f"Better than all three simple forecasts: "
+            f"its error is {gains[best]:.1%} smaller than that of {WORDS[best]}."
+        )
     if "naive" in beaten:
         hardest = min(t, key=t.get)
         but = "worse than" if hardest in worse else "not shown to be better than"
@@ -733,15 +739,15 @@ def load_checkpoint(path):
     """
     data = Path(path).read_bytes()
     try:
-        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load does not compare the checksums
-            raise ValueError("a checksum is wrong")
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
+            raise ValueError("a checksum is wrong")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         about = SimpleNamespace(**saved)
         if "cell" in about.settings:  # else it is of an earlier version
             return restore(about, len(data)), about
     except Exception as error:  # damaged bytes can make torch raise almost anything
-        reason = f"is damaged, or no checkpoint of stock_rnn.py: {error!r:.60}"
-        raise Mistake(f"{path} {reason}") from error
+        raise Mistake(f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r}") from error
     raise Mistake(f"{path} is of an earlier version of stock_rnn.py: train again")
 
 
@@ -810,16 +816,14 @@ def learn(path, args, seen, parts, state=None):
         "tail": torch.tensor(seen[-args.seq_length :]),
         "checksum": zlib.crc32(seen.tobytes()),
     }
-    checkpoint = checkpoint_of(state, about)  # what cannot be written shows before training
-    path = write_whole(path or args.checkpoint, checkpoint, new=not path)
+    # What cannot be written shows before training.
+    path = write_whole(path or args.checkpoint, checkpoint_of(state, about), new=not path)
     print(
         f"{Path(args.prices).name}, {len(seen) + len(test_set):,} values of {args.column}, "
         f"{train_set.normalise}, saved in {path}"
     )
     print("{:,} to train on, {:,} to validate, {:,} to test\n".format(*map(len, parts)))
-    print(
-        f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}", flush=True
-    )
+    print(f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}")
     naive_loss, _ = evaluate(Naive(), val_loader)
     report = partial(report_and_save, path, about, naive_loss)
     try:
@@ -902,8 +906,7 @@ def command_line(*words):
 def dataset_of(args):
     """A model, all that was saved with it, and the values of a file as windows for it."""
     model, about = load_checkpoint(args.checkpoint)
-    column = args.column or about.settings["column"]
-    values = load_prices(args.prices, column)
+    values = load_prices(args.prices, args.column or about.settings["column"])
     options = (about.settings["normalise"], about.scale, about.middle)
     return model, about, StockDataset(values, about.settings["seq_length"], *options)
 
@@ -1026,7 +1029,7 @@ def main(argv):
             stream.reconfigure(encoding=encoding, errors="replace")
     try:
         args = parse(argv)
-        return args.run(args) or 0
+        return args.run(args)
     except KeyboardInterrupt:
         return 130
     except (Mistake, OSError, MemoryError) as error:

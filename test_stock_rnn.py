@@ -209,6 +209,11 @@ LAYOUTS = [
         "time,date,open\n7,2020-01-02,6\n9,2020-01-01,5\n8,2020-01-03,7\n",
         [5, 6, 7],
     ),
+    (
+        "open quote",
+        'date,open,x\n2020-01-01,5,"1\n2020-01-02,6,1\n2020-01-03,7,1\n',
+        "quote in line 2",
+    ),
     ("no doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n2020-01-02,98.5,\n', [120.76, 98.5]),
     ("gzip", b"\x1f\x8b\x08\0", "compressed with gzip"),
     ("Excel", b"PK\x03\x04", "a zip or Excel file"),
