@@ -179,7 +179,7 @@ class RNN:
 
     It holds its sizes, its settings and five arrays: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,),
     by (V,). Where its training stands is kept in a Run. Take dtype=np.float64 to check gradients.
-    Raises Mistake for sizes, rates and names that cannot be.
+    Raises Mistake for a learning rate or an optimiser that cannot be.
     """
 
     def __init__(
@@ -583,15 +583,16 @@ def write_whole(path, data, new=False):
     They go to a temporary file beside it, which is then renamed. A new file takes the first free
     name of path, path-2, path-3, ..., and else a link stays a link.
     """
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    real = os.path.realpath(path)
+    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if new:
-            path = free_name(path)
-        os.replace(temporary, os.path.realpath(path))
+            real = path = free_name(path)
+        os.replace(temporary, real)
         return path
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -700,8 +701,8 @@ def print_progress(rnn, reader, run):
         print_row(rnn, reader, run, left)
     elif sys.stdout.isatty() and run.iteration % max(1, int(0.2 / seconds_each)) == 0:
         speed = reader.inputs.size / reader.batches / seconds_each
-        losses = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}"
-        print(f"{losses}  {speed:,.0f} characters/s  {left} left".ljust(70), end="\r", flush=True)
+        line = f"  loss {run.losses[-1]:.3f}  {speed:,.0f} characters/s  {left} left"
+        print(f"{run.iteration:>9,}{line:61}", end="\r", flush=True)
     if run.ended() and 0 < run.threshold < run.smooth_loss:
         print(f"the threshold {run.threshold:g} was not reached: smooth is {run.smooth_loss:.3f}")
 

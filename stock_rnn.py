@@ -711,15 +711,16 @@ def write_whole(path, data, new=False):
     They go to a temporary file beside it, which is then renamed. A new file takes the first free
     name of path, path-2, path-3, ..., and else a link stays a link.
     """
-    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
+    real = os.path.realpath(path)
+    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if new:
-            path = free_name(path)
-        os.replace(temporary, os.path.realpath(path))
+            real = path = free_name(path)
+        os.replace(temporary, real)
         return path
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -854,8 +855,8 @@ def print_result(path, args, test_set):
     last = math.ceil(len(losses) / 10)
     if len(losses) > last and min(losses[-last:]) < 0.99 * min(losses[:-last]):
         print("The validation loss was still falling: more --epochs may help.")
-    more = command_line("predict", path, args.prices, "--steps", "5")
-    print(f"\nfor the next values:\n{more}")
+    more = command_line("predict", path, args.prices)
+    print(f"\nfor the next value:\n{more}")
     if args.plot:
         write_whole(args.plot, picture_of(args.plot, model, test_set))
 
