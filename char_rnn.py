@@ -594,6 +594,9 @@ def write_whole(path, data, new=False):
             real = path = free_name(path)
         os.replace(temporary, real)
         return path
+    except OSError as error:
+        error.filename = path  # and not the temporary one
+        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -772,7 +775,7 @@ def learn(path, plot, rnn, reader, run):
     report = partial(report_and_save, path, plot, rnn, reader)
     rnn.train(reader, run.max_iters, run.threshold, report, run)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if run.stop:
+    if run.stop and not run.ended():
         save(path, plot, rnn, reader, run)
         print(f"\nstopped after iteration {run.iteration:,}, saved in {path}")
         if reader.path != "-":  # which cannot be read again
@@ -851,8 +854,7 @@ def print_result(path, rnn, reader, run):
     print()
     for char in islice(rnn.write(reader, reader.chars[0], temperature=0.7, seed=0), 300):
         say(char)
-    more = command_line("sample", path, "--length", "1000", "--temperature", "0.7")
-    print(f"\n\nfor more text:\n{more}")
+    print(f"\n\nfor more text:\n{command_line('sample', path)}")
 
 
 def command_line(command, path, *flags):

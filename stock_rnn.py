@@ -142,7 +142,7 @@ def find_header(path, file, column):
     if len(first) == len(KLINE) and column in KLINE and None not in map(to_number, first):
         return KLINE, KLINE.index(column), csv.reader(itertools.chain(head, file))  # Binance
     raise Mistake(
-        f"{path} has no column {column!r}: take --column for another. One of the first lines must "
+        f"{path} has no column {column!r}: name one with --column. One of the first lines must "
         f"name them, divided by commas, semicolons or tabs; the first is {''.join(head[:1])!r:.80}"
     )
 
@@ -382,8 +382,8 @@ def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise=N
     val_start = test_start - int(len(values) * min(val_fraction, 1))
     if not seq_length < val_start < test_start < len(values):
         raise Mistake(
-            f"{len(values)} values in windows of seq_length {seq_length}, and fractions of "
-            f"{val_fraction} and {test_fraction}, leave a part without a target"
+            f"{len(values)} values in windows of --seq-length {seq_length}, and fractions "
+            f"of {val_fraction} and {test_fraction}, leave a part without target: take smaller ones"
         )
     if normalise is None:
         normalise = "relative" if min(values[:val_start]) > 0 else "difference"
@@ -722,6 +722,9 @@ def write_whole(path, data, new=False):
             real = path = free_name(path)
         os.replace(temporary, real)
         return path
+    except OSError as error:
+        error.filename = path  # and not the temporary one
+        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -855,8 +858,7 @@ def print_result(path, args, test_set):
     last = math.ceil(len(losses) / 10)
     if len(losses) > last and min(losses[-last:]) < 0.99 * min(losses[:-last]):
         print("The validation loss was still falling: more --epochs may help.")
-    more = command_line("predict", path, args.prices)
-    print(f"\nfor the next value:\n{more}")
+    print(f"\nfor the next value:\n{command_line('predict', path, args.prices)}")
     if args.plot:
         write_whole(args.plot, picture_of(args.plot, model, test_set))
 

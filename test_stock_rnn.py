@@ -228,7 +228,7 @@ LAYOUTS = [
     (
         "no such column",
         "date,name,last,high\n2020-01-01,x,5,6\n",
-        "take --column.*date,name,last,high",
+        "name one with --column.*date,name,last,high",
     ),
     ("empty", "", "no column"),
     ("a short last line", "date,open\n2020-01-01,5\n2020-01-02", [5]),
@@ -824,9 +824,14 @@ class TestCommandLine(InFolder):
         for saying, *commands in (
             ("none.csv", "train none.csv", "test stock_rnn.pt none.csv", "resume none.csv"),
             ("directory", "train folder", "test folder values.csv"),
-            ("take --column", "--column=close", f"train {CO2}", f"test stock_rnn.pt {CO2}"),
+            (
+                "name one with --column",
+                "--column=close",
+                f"train {CO2}",
+                f"test stock_rnn.pt {CO2}",
+            ),
             ("line 3", "train bad.csv"),
-            ("without a target", "train short.csv", "--test-fraction=0.99", "--val-fraction=0"),
+            ("without target", "train short.csv", "--test-fraction=0.99", "--val-fraction=0"),
             ("window of 5", "predict stock_rnn.pt short.csv", "test stock_rnn.pt short.csv"),
             ("alike", "train flat.csv"),
             (
@@ -840,7 +845,7 @@ class TestCommandLine(InFolder):
             ("whole number from 0", "--seed=-1"),
             ("whole number from 1 to 4096", f"--hidden-size={10**9}"),
             ("number from 0 on", "--learning-rate=nan", "--val-fraction=-inf"),
-            ("seq_length 100", "--seq-length=100"),
+            ("--seq-length 100", "--seq-length=100"),
             ("--device nonsense", "--device=nonsense"),
             ("--device meta", "--device=meta"),
             ("CUDA", *["--device=cuda"] * (not torch.cuda.is_available())),
