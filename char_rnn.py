@@ -143,7 +143,7 @@ def encode(text, chars):
     for start in range(0, len(text), size):  # in pieces: UTF-32 takes four bytes a character
         piece = text[start : start + size].encode("utf-32-le", "surrogatepass")
         code_points = np.frombuffer(piece, np.uint32)
-        ids[start : start + size] = index[np.minimum(code_points, len(index) - 1)]
+        ids[start : start + size] = index.take(code_points, mode="clip")  # the last: unknown
     if ids.max(initial=0) == unknown:
         raise Mistake(f"the model never saw {names_of(set(text) - set(chars))}")
     return ids
