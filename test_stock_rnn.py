@@ -819,11 +819,10 @@ class TestCommandLine(InFolder):
         self.csv("flat.csv", [5] * 120)
         self.csv("bad.csv", [5, "six"])
         self.csv("below.csv", [*walk(steps=119), -3])
-        Path("folder").mkdir()
         self.train()
         for saying, *commands in (
             ("none.csv", "train none.csv", "test stock_rnn.pt none.csv", "resume none.csv"),
-            ("directory", "train folder", "test folder values.csv"),
+            ("directory", "train .", "test . values.csv"),
             (
                 "name one with --column",
                 "--column=close",
