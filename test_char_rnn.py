@@ -465,7 +465,7 @@ class TestTraining(InFolder):
             self.assertIn(said, out.getvalue())
         self.assertNotIn("threshold", out.getvalue())
         for threshold in (10, -1, math.nan):
-            with self.assertRaisesRegex(Mistake, "nats per character: take one below 3.97"):
+            with self.assertRaisesRegex(Mistake, "nats per character: take one below 3.89"):
                 rnn.train(reader, threshold=threshold)
 
     def test_a_gru_by_subclass_is_checked_trained_saved_and_loaded_and_is_no_rnn(self):
@@ -473,7 +473,7 @@ class TestTraining(InFolder):
         gru = GRU(5, reader.vocab_size, 8, 0.01, dtype=np.float64)
         inputs, targets = reader.next_batch()
         self.assertLess(check_gradients(gru, inputs, targets), 1e-6)
-        run = gru.train(reader, max_iters=30, report=silent)
+        run = gru.train(reader, max_iters=100, report=silent)
         self.assertLess(run.smooth_loss, math.log(reader.vocab_size))
         save_checkpoint("gru.npz", gru, run, reader)
         loaded, again, about = load_checkpoint("gru.npz", model=GRU)
@@ -684,10 +684,10 @@ class TestCommandLine(InFolder):
     def test_the_default_run_reads_the_fables_whatever_the_folder_and_however_it_is_started(self):
         Path("link.py").symlink_to(SCRIPT)
         out = self.real("--max-iters=2", script=("link.py",))[1]
-        title = "fables.txt, 256 hidden units, 97,598 parameters\n130,178 characters to train on"
+        title = "fables.txt, 256 hidden units, 97,598 parameters\n392,631 characters to train on"
         self.assertTrue(out.startswith(title))
         self.assertRegex(
-            out, r"validation loss \d\.\d{4} nats.*\non all 14,464 characters held out"
+            out, r"validation loss \d\.\d{4} nats.*\non all 43,625 characters held out"
         )
         self.assertEqual(self.real("--help", script=("-OO", SCRIPT))[0], 0)
 
@@ -706,7 +706,9 @@ class TestCommandLine(InFolder):
         self.assertIn(f"validation loss {nats:.4f} nats per character", out)
 
     def test_sample_writes_with_the_best_weights_of_the_newest_checkpoint(self):
-        self.train("--hidden-size=64", "--max-iters=1000")
+        self.train(
+            "--hidden-size=64", "--max-iters=500", "--val-fraction=0.5", "--learning-rate=0.02"
+        )
         rnn, run, about = load_checkpoint("char_rnn.npz")
         last = rnn.predict(about, "\n", 60, temperature=0)
         rnn.use(run.best)
@@ -742,7 +744,9 @@ class TestCommandLine(InFolder):
         nats = rnn.evaluate(char_rnn.encode(cow, about.chars))
         out = self.succeed("test", "char_rnn.npz", "cow.txt", told=told)
         self.assertIn(f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character\n", out)
-        self.assertIn(f"perplexity {math.exp(nats):.2f}; guessing would have 53\n", out)
+        self.assertIn(
+            f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}\n", out
+        )
         scored = []
         for line in cow.splitlines(keepends=True):
             ids = char_rnn.encode("\n" + line, about.chars)
