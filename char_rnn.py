@@ -44,7 +44,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-np.empty(31 << 20, np.uint8)  # makes glibc keep freed memory for the next arrays: up to 1.5x faster
+# Touches the memory that products work in: up to 2.2x faster on virtual machines. Freeing 12 MB then
+# makes glibc keep what is freed for the next arrays: up to 1.5x faster.
+np.ones((64, 384), np.float32) @ np.ones((384, 8192), np.float32)
 
 
 class Mistake(ValueError):
