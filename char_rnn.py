@@ -18,7 +18,8 @@ one is (y_t):
     y_t = softmax(z_t)    z_t = Wya a_t + by
     L   = - sum over t of log y_t[target_t]
 
-Shapes, everywhere below: T steps, B streams read side by side, H hidden units, V characters.
+n_t and z_t are what goes into the tanh and into the softmax. Shapes, everywhere below: T steps,
+B streams (pieces of the text that are read side by side), H hidden units, V characters.
 """
 
 import argparse
@@ -34,6 +35,8 @@ import sys
 import time
 import zipfile
 import zlib
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -44,8 +47,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-# Touches the memory that products work in: up to 2.2x faster on virtual machines. Freeing 12 MB then
-# makes glibc keep what is freed for the next arrays: up to 1.5x faster.
+# Touches the memory that products work in: up to 2.2x faster on a virtual machine. Its 12 MB, when
+# freed, make glibc keep what is freed for the next arrays: up to 1.5x faster.
 np.ones((64, 384), np.float32) @ np.ones((384, 8192), np.float32)
 
 
@@ -64,42 +67,40 @@ class DataReader:
     text is held out in val_ids (nothing, if the text is too short). The rest is cut into batch_size
     stretches of equal length, the streams. All are read at the same time, each from its start to
     its end, seq_length characters a batch; the last batch of a pass may be shorter.
-    Raises Mistake for a text that is not UTF-8, is too short, or has fewer than 2 characters.
+    Raises Mistake for a text that is not UTF-8, is too short, has fewer than 2 characters, or is
+    another than that of a checksum.
     """
 
     def __init__(
-        self, path, seq_length, batch_size=1, val_fraction=0.1, chars=None, shuffle_lines=False
+        self,
+        path,
+        seq_length,
+        batch_size=1,
+        val_fraction=0.1,
+        chars=None,
+        shuffle_lines=False,
+        checksum=None,
     ):
-        if not 0 <= val_fraction < 1:
-            raise Mistake(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
-        self.path = path
+        self.path = str(path)
+        self.seq_length = seq_length
+        self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.shuffle_lines = shuffle_lines
-        text = read_text(path)
-        self.checksum = zlib.crc32(text.encode())  # to know the text again
+        text = read_text(self.path)
+        self.checksum = zlib.crc32(text.encode())
+        if checksum not in (None, self.checksum):
+            raise Mistake(f"{path} is not the text that the network was trained on")
         if shuffle_lines:
             text = shuffled(text)
         self.chars = chars or sorted(set(text))
         self.vocab_size = len(self.chars)
         if self.vocab_size < 2 or len(text) <= batch_size:
-            raise Mistake(
-                f"{path} has {len(text)} characters: more than {batch_size} are needed "
-                f"(--batch-size), and 2 distinct ones"
-            )
+            raise Mistake(f"{path}: more than {batch_size} characters are needed, 2 distinct ones")
 
         ids = encode(text, self.chars)
-        held_out = int(len(ids) * val_fraction)
-        if held_out < 2 or len(ids) - held_out <= batch_size:
-            held_out = 0
-        self.train_ids = ids[: len(ids) - held_out]
-        self.val_ids = ids[len(ids) - held_out :]
-        self.seq_length = seq_length
-        self.batch_size = batch_size
-        steps = (len(self.train_ids) - 1) // batch_size
-        used = batch_size * steps
-        self.inputs = self.train_ids[:used].reshape(batch_size, steps).T  # a column is a stream
-        self.targets = self.train_ids[1 : used + 1].reshape(batch_size, steps).T
-        self.batches = math.ceil(steps / seq_length)  # in a pass over the text
+        self.train_ids, self.val_ids = hold_out(ids, val_fraction, batch_size)
+        self.inputs, self.targets = side_by_side(self.train_ids, batch_size)
+        self.batches = math.ceil(len(self.inputs) / seq_length)  # in a pass over the text
         self.batch = 0  # the next one
 
     def just_started(self):
@@ -151,9 +152,36 @@ def encode(text, chars):
     return ids
 
 
+def hold_out(ids, val_fraction, batch_size):
+    """The part of a text to train on, and its end, held out unless one of both were too short."""
+    if not 0 <= val_fraction < 1:
+        raise Mistake(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
+    end = len(ids) - int(len(ids) * val_fraction)
+    if end <= batch_size or len(ids) - end < 2:
+        end = len(ids)
+    return ids[:end], ids[end:]
+
+
+def side_by_side(ids, streams):
+    """Inputs and targets, (steps, streams): equal stretches of a text, each in a column.
+
+    A target is the character after its input. What does not fill a step at the end is left out.
+    """
+    steps = (len(ids) - 1) // streams
+    used = streams * steps
+    inputs = ids[:used].reshape(streams, steps).T
+    targets = ids[1 : used + 1].reshape(streams, steps).T
+    return inputs, targets
+
+
 def names_of(chars):
     """Some characters as one can read them: 'é' '\\t'."""
     return " ".join(map(repr, sorted(chars)))[:200]
+
+
+def opening(chars):
+    """What a new text is begun after: a newline, where there is one."""
+    return "\n" if "\n" in chars else chars[0]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,20 +195,12 @@ def softmax(x, axis=-1):
     return exp / exp.sum(axis=axis, keepdims=True)
 
 
-def sum_outer(u, v):
-    """The sum of u_t v_t' over all steps and streams: (T, B, I) and (T, B, J) give (I, J).
-
-    Put below each other, the rows u_t make a matrix (T B, I) and the rows v_t a matrix (T B, J):
-    the product of the first, transposed, with the second is that sum.
-    """
-    return u.reshape(-1, u.shape[-1]).T @ v.reshape(-1, v.shape[-1])
-
-
 class RNN:
     """A one-layer tanh RNN with a softmax over the next character.
 
     It holds its sizes, its settings and five arrays: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,),
-    by (V,). Where its training stands is kept in a Run. Take dtype=np.float64 to check gradients.
+    by (V,). Where its training stands is kept in a Run. Without a learning rate it takes the one
+    of its optimiser in OPTIMIZERS. Take dtype=np.float64 to check gradients.
     Raises Mistake for a learning rate or an optimiser that cannot be.
     """
 
@@ -189,21 +209,23 @@ class RNN:
         hidden_size,
         vocab_size,
         seq_length,
-        learning_rate,
+        learning_rate=None,
         optimizer="adam",
         seed=0,
         dtype=np.float32,
     ):
-        if not 0 < learning_rate < math.inf:
-            raise Mistake(f"learning_rate must be a positive number, not {learning_rate}")
         if optimizer not in OPTIMIZERS:
             raise Mistake(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
+        if learning_rate is None:
+            _, learning_rate = OPTIMIZERS[optimizer]
+        if not 0 < learning_rate < math.inf:
+            raise Mistake(f"learning_rate must be a positive number, not {learning_rate}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.seq_length = seq_length
         self.learning_rate = learning_rate
         self.optimizer = optimizer
-        self.dtype = np.dtype(dtype)
+        self.dtype = np.dtype(dtype).name
 
         # 3 Wax: after different characters the states start far apart, which learns faster than 1.
         # Waa is orthogonal, the Q of QR: it keeps the length of a.
@@ -215,6 +237,11 @@ class RNN:
         self.Wya = (rng.standard_normal((V, H)) / math.sqrt(H)).astype(dtype)
         self.ba = np.zeros(H, dtype)
         self.by = np.zeros(V, dtype)
+
+    @property
+    def state_size(self):
+        """The length of what is carried from step to step: H here, 2 H in an LSTM."""
+        return self.hidden_size
 
     def parameters(self):
         """A dict of the parameters by name: the arrays themselves, not copies."""
@@ -240,7 +267,7 @@ class RNN:
         from_x = self.Wax.T[inputs] + self.ba  # x_t is one-hot: Wax x_t is a column of Wax
         Waa_T = self.Waa.T.copy()  # row by row in memory: so BLAS multiplies up to twice as fast
         for t in range(len(inputs)):
-            a[t + 1] = np.tanh(a[t] @ Waa_T + from_x[t])  # the rows of a[t] are streams: a Waa'
+            a[t + 1] = np.tanh(np.dot(a[t], Waa_T) + from_x[t])  # a row of a[t] is a stream
         y_pred = softmax(self.logits(a[1:]))
         return a, y_pred
 
@@ -248,36 +275,43 @@ class RNN:
         """z_t = Wya a_t + by, for states a (..., H): (..., V)."""
         return a @ self.Wya.T + self.by
 
-    def as_indices(self, inputs):
-        """The inputs as an array, if they are indices of characters."""
-        inputs = np.asarray(inputs)
-        are_whole = inputs.ndim in (1, 2) and inputs.dtype.kind in "iu"
-        if not are_whole or inputs.min(initial=0) < 0 or inputs.max(initial=0) >= self.vocab_size:
+    def as_indices(self, characters):
+        """Inputs or targets as an array, if they are indices of characters."""
+        ids = np.asarray(characters)
+        are_whole = ids.ndim in (1, 2) and ids.dtype.kind in "iu"
+        if not are_whole or ids.min() < 0 or ids.max() >= self.vocab_size:
             raise Mistake(
-                f"inputs must be indices from 0 to {self.vocab_size - 1}, (T, B) or (T,), "
-                f"not {inputs.dtype} {inputs.shape}: {inputs!r:.60}"
+                f"inputs and targets must be indices from 0 to {self.vocab_size - 1}, "
+                f"(T, B) or (T,), not {ids.dtype} {ids.shape}: {ids!r:.60}"
             )
-        return inputs
+        return ids
 
-    def one_hot(self, indices):
+    def one_hot(self, ids):
         """A 1 at each index and 0 elsewhere: (T, B) to (T, B, V)."""
-        ones = np.asarray(indices)[..., None] == np.arange(self.vocab_size)
+        ones = np.asarray(ids)[..., None] == np.arange(self.vocab_size)
         return ones.astype(self.dtype)
 
     def loss(self, y_pred, targets):
-        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the streams' mean."""
-        targets = np.asarray(targets)
-        y_target = np.take_along_axis(np.asarray(y_pred), targets[..., None], axis=-1)
+        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the streams' mean.
+
+        Raises Mistake for targets that are no indices, and for a loss that is not a number.
+        """
+        targets = self.as_indices(targets)
+        rows = np.reshape(y_pred, (-1, self.vocab_size))
+        y_target = rows[np.arange(len(rows)), targets.ravel()]
         smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
         nats = -np.log(np.maximum(y_target, smallest))
-        return float(nats.sum()) / targets[0].size
+        loss = float(nats.sum()) / targets[0].size
+        if math.isnan(loss):
+            raise Mistake(f"the loss is {loss}: try a learning rate below {self.learning_rate:g}")
+        return loss
 
     def backward(self, inputs, a, y_pred, targets):
         """The gradients of loss by backpropagation through time: an array for each parameter.
 
         dx means dL/dx, and ' is the transpose. At one step, the loss of the target depends on z by
             dL/dy_i = -1/y_i where i = target, else 0     dy_i/dz_j = y_i (1[i = j] - y_j)
-            so that dL/dz_j = y_j - 1[j = target]
+            so that dL/dz_j = y_j - 1[j = target]         (1[...] is 1 where that is so, else 0)
         From there through the layers, and from the last step to the first:
             dz_t = (y_t - onehot(target_t)) / B           the mean over streams
             da_t = Wya' dz_t + Waa' dn_{t+1}              from this output and from the next step
@@ -285,16 +319,18 @@ class RNN:
             dWya = sum dz_t a_t'      dby = sum dz_t
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
         The first a_prev counts as a constant: no gradient reaches the batch before. In the code
-        each vector is a row, so that Wya' dz_t is dz[t] @ Wya.
+        each vector is a row, so that Wya' dz_t is dz[t] @ Wya; np.dot is the same product, which
+        costs less for small arrays. Raises Mistake for targets that are no indices.
         """
         a = np.asarray(a)
-        streams = np.size(targets[0])
+        targets = self.as_indices(targets)
+        streams = targets[0].size
         dz = (y_pred - self.one_hot(targets)) / streams
         from_z = dz @ self.Wya
         slope = 1 - a[1:] ** 2
         dn = np.zeros_like(a)  # one step longer: after the last step there is nothing, dn[T] = 0
         for t in reversed(range(len(inputs))):
-            dn[t] = slope[t] * (from_z[t] + dn[t + 1] @ self.Waa)
+            dn[t] = slope[t] * (from_z[t] + np.dot(dn[t + 1], self.Waa))
         dn = dn[:-1]
         all_steps = tuple(range(dn.ndim - 1))  # the axes T and B
         return {
@@ -306,198 +342,132 @@ class RNN:
         }
 
     def update(self, grads, run, scale=1.0):
-        """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5]."""
+        """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5].
+
+        Raises Mistake for a gradient that has not the shape of its parameter.
+        """
         run.iteration += 1
         rule, _ = OPTIMIZERS[self.optimizer]
         rate = self.learning_rate * scale
         for name, w in self.parameters().items():
-            g = grads[name].clip(-5, 5)  # against exploding gradients
+            g = np.asarray(grads[name], self.dtype)
+            if g.shape != w.shape:
+                raise Mistake(f"the gradient of {name} has shape {g.shape}, not {w.shape}")
+            g = g.clip(-5, 5)  # against exploding gradients
             step, run.m[name], run.v[name] = rule(g, run.m[name], run.v[name], run.iteration, rate)
             w -= step  # in place: this changes self.Wax and so on
 
-    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is told below
-    def train(self, reader, max_iters=2500, threshold=0.0, report=None, run=None):
+    @np.errstate(over="ignore", invalid="ignore")  # loss tells when it is not a number
+    def train(self, reader, max_iters=None, threshold=None, report=None, run=None):
         """The nine steps, until max_iters or a smooth loss of threshold; returns the run.
 
         A run that is passed in goes on where it stands; without one, a new run starts from the
-        weights that are there. It validates at iterations 0, 100, 250, every run.eval_interval and
-        the last. It calls report(run) at 0 and after every iteration; by default that prints the
-        rows. The network ends with the weights that it reached: rnn.use(run.best) takes the best.
-        Raises Mistake for a threshold that guessing reaches, and for a loss that is not finite.
+        weights that are there. Both ends are the run's own unless they are given. It validates at
+        iterations 0, 100, 250, every run.eval_interval and the last. It calls report(run) at 0 and
+        after every iteration; by default that prints the rows. The network ends with the weights
+        that it reached: rnn.use(run.best) takes the best. Raises Mistake as loss and plan do.
         """
-        self.check_threshold(threshold)
         run = run or Run(self)
-        run.max_iters = max_iters
-        run.threshold = threshold
+        run.plan(max_iters, threshold)
         report = report or partial(print_progress, self, reader)
         reader.batch = run.iteration % reader.batches  # the next one, where the run stands
         started = time.perf_counter() - run.seconds
         if not run.history:
-            self.validate(reader, run)
+            run.validate(self, reader)
             report(run)
         while not run.stop and not run.ended():  # step 9: repeat
             if reader.just_started():  # step 1: a zero state at the start of the text
-                run.a_prev = np.zeros((reader.batch_size, self.hidden_size), self.dtype)
+                run.a_prev = np.zeros((reader.batch_size, self.state_size))
             inputs, targets = reader.next_batch()  # step 2: a batch
             a, y_pred = self.forward(inputs, run.a_prev)  # step 3: forward
             loss = self.loss(y_pred, targets)
-            if not math.isfinite(loss):
-                raise Mistake(
-                    f"the loss is {loss} at iteration {run.iteration + 1}: "
-                    f"try a learning rate below {self.learning_rate:g}"
-                )
             grads = self.backward(inputs, a, y_pred, targets)  # step 4: backward
-            self.update(grads, run, schedule(run.iteration, max_iters))  # step 5: update
+            self.update(grads, run, schedule(run.iteration, run.max_iters))  # step 5: update
             run.add_loss(loss / len(inputs))  # step 6: the loss of step 3, for each character
             run.a_prev = a[-1]  # step 7: the state that the next batch starts from
             run.seconds = time.perf_counter() - started
             if run.row_is_due() or run.ended():
-                self.validate(reader, run)
+                run.validate(self, reader)
             report(run)  # step 8: print progress
         return run
 
-    def check_threshold(self, threshold):
-        """Refuse a threshold, in nats per character, that is reached without training."""
-        guessing = math.log(self.vocab_size)
-        if not 0 <= threshold < guessing:
-            raise Mistake(
-                f"the threshold is {threshold} nats per character: "
-                f"take one below {guessing:.3f}, which guessing costs"
-            )
-
-    def validate(self, reader, run):
-        """Add a row to the history of a run, and keep the weights if they are the best so far."""
-        recent = run.losses[run.history[-1][0] :] if run.history else []
-        train_loss = sum(recent) / len(recent) if recent else math.nan
-        val_loss = math.nan
-        if len(reader.val_ids):
-            val_loss = self.evaluate(reader.val_ids, at_most=131_072)
-        if not any(row[3] <= val_loss for row in run.history):  # true, if nothing is held out
-            run.best = copies(self.parameters())
-        run.history.append([run.iteration, run.seconds, train_loss, val_loss])
-
-    def evaluate(self, ids, at_most=None):
+    def evaluate(self, ids):
         """The mean loss per character, in nats, of a text given as indices.
 
-        A long text is read as up to 64 streams of at least 2,000 characters that together cover all
-        of it, each from a zero state; or at_most so many characters, spread evenly over the text.
+        A long text is read as up to 64 streams of at least 2,000 characters, each from a zero
+        state. Raises Mistake for a text of fewer than 2 characters.
         """
         if len(ids) < 2:
             raise Mistake(f"nothing to predict in {len(ids)} character(s): take 2 or more")
-        streams = min(64, max(1, len(ids) // 2000))
-        steps = math.ceil((len(ids) - 1) / streams)
-        if at_most:
-            steps = min(steps, at_most // streams)
-        starts = np.linspace(0, len(ids) - 1 - steps, streams).astype(int)
-        text = np.stack([ids[start : start + steps + 1] for start in starts], axis=1)
-        a_prev = np.zeros((streams, self.hidden_size), self.dtype)
+        streams = max(1, min(64, len(ids) // 2000))
+        inputs, targets = side_by_side(ids, streams)
+        a_prev = np.zeros((streams, self.state_size))
         nats = 0.0
-        for start in range(0, steps, 100):  # 100 steps, and one target more, to save memory
-            piece = text[start : start + 101]
-            a, y_pred = self.forward(piece[:-1], a_prev)
-            nats += self.loss(y_pred, piece[1:])
+        for start in range(0, len(inputs), 100):  # in pieces, to save memory
+            piece = slice(start, start + 100)
+            a, y_pred = self.forward(inputs[piece], a_prev)
+            nats += self.loss(y_pred, targets[piece])
             a_prev = a[-1]
-        return nats / steps
+        return nats / len(inputs)
 
-    def draw(self, a_prev, ix, temperature=1.0, seed=None):
-        """Indices without end, each drawn from softmax(z_t / temperature) and fed back as x_t.
+    def draw(self, ids, a_prev, temperature, seed):
+        """Indices without end that go on from ids, all of which are read first, from a_prev (H,).
 
-        The first input is ix, with hidden state a_prev (H,). Temperature 0 takes the likeliest.
+        Each is drawn from softmax(z_t / temperature) and is the next input. A temperature under 1
+        makes likely characters likelier; 0 always takes the likeliest.
         """
         if not 0 <= temperature < math.inf:
             raise Mistake(f"temperature must be a number from 0 on, not {temperature}")
+        if len(ids) == 0:
+            raise Mistake("the start is empty: give one character or more")
         rng = np.random.default_rng(seed)
         while True:
-            a, _ = self.forward([ix], a_prev)
+            a, _ = self.forward(ids, a_prev)
             a_prev = a[-1]
             z = self.logits(a_prev).astype(np.float64)  # the softmax of forward has no temperature
-            if not np.isfinite(z).all():
-                raise Mistake("the weights have grown too large: try a lower learning rate")
             y = softmax(z / max(temperature, 1e-6))  # at 0 the likeliest one wins
-            ix = int(rng.choice(self.vocab_size, p=y))
-            yield ix
+            ids = [int(rng.choice(self.vocab_size, p=y))]
+            yield ids[0]
 
     def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
-        """A list of n indices, as draw gives them; a seed gives the same ones each time."""
-        return list(islice(self.draw(a_prev, seed_ix, temperature, seed), n))
-
-    def write(self, reader, start, temperature=1.0, seed=None):
-        """Characters without end that go on from the text start, all of which is read first."""
-        ids = encode(start, reader.chars)
-        a, _ = self.forward(ids[:-1], np.zeros(self.hidden_size))
-        for ix in self.draw(a[-1], int(ids[-1]), temperature, seed):
-            yield reader.chars[ix]
+        """A list of n indices that go on from one; a seed gives the same ones each time."""
+        return list(islice(self.draw([seed_ix], a_prev, temperature, seed), n))
 
     def predict(self, reader, start, n, temperature=1.0, seed=None):
         """The text start and n new characters; all are in reader.chars."""
-        return start + "".join(islice(self.write(reader, start, temperature, seed), n))
+        ids = encode(start, reader.chars)
+        drawn = self.draw(ids, np.zeros(self.state_size), temperature, seed)
+        return start + "".join(reader.chars[ix] for ix in islice(drawn, n))
 
 
-class Run:
-    """Where a training run stands: everything but the network.
+def sum_outer(u, v):
+    """The sum of u_t v_t' over all steps and streams: (T, B, I) and (T, B, J) give (I, J).
 
-    iteration counts the updates, seconds is the time they took, and losses has the loss of each, in
-    nats per character; smooth_loss is their moving average, which starts at that of guessing.
-    history has a row [iteration, seconds, training loss, validation loss] for every validation.
-    max_iters and threshold are those of the last train, eval_interval the iterations between rows.
-    best holds the weights with the lowest validation loss (the latest, if nothing is held out). m
-    and v are the moments of the optimiser, a_prev (B, H) is the hidden state before the next batch,
-    and stop = True ends training after the iteration under way.
+    Put below each other, the rows u_t make a matrix (T B, I) and the rows v_t a matrix (T B, J):
+    the product of the first, transposed, with the second is that sum.
     """
-
-    def __init__(self, rnn):
-        self.iteration = 0
-        self.seconds = 0.0
-        self.smooth_loss = math.log(rnn.vocab_size)
-        self.losses = []
-        self.history = []
-        self.best = copies(rnn.parameters())
-        self.m = {name: np.zeros_like(w) for name, w in self.best.items()}
-        self.v = dict(self.m)
-        self.a_prev = np.zeros((0, rnn.hidden_size), rnn.dtype)  # no stream has been read yet
-        self.max_iters = 2500
-        self.threshold = 0.0
-        self.eval_interval = 500
-        self.stop = False
-
-    def add_loss(self, loss):
-        """Record the loss of an iteration."""
-        self.losses.append(loss)
-        self.smooth_loss += 0.01 * (loss - self.smooth_loss)
-
-    def ended(self):
-        """True after max_iters iterations, or when the smooth loss has fallen to threshold."""
-        return self.iteration >= self.max_iters or self.smooth_loss <= self.threshold
-
-    def row_is_due(self):
-        """True at iterations 100 and 250, and at every eval_interval-th."""
-        return self.iteration in (100, 250) or self.iteration % self.eval_interval == 0
-
-    def just_validated(self):
-        """True when the last row of history is of this iteration."""
-        return self.history[-1][0] == self.iteration
-
-
-def copies(arrays):
-    """A dict with a copy of each array of a dict."""
-    return {name: array.copy() for name, array in arrays.items()}
+    return u.reshape(-1, u.shape[-1]).T @ v.reshape(-1, v.shape[-1])
 
 
 def check_gradients(rnn, inputs, targets, change=1e-5):
-    """The largest difference between backward and central differences, for a network in float64.
+    """How far backward is from central differences, by the name of each parameter.
 
         dL/dw is about (L(w + change) - L(w - change)) / (2 change)
 
-    It is relative to the largest gradient of the same parameter: below 1e-6 backward is right, and
-    above 1e-3 it is wrong. Raises Mistake for a network in another dtype.
+    It is the largest difference, relative to the largest gradient of that parameter: below 1e-6
+    backward is right, and above 1e-3 it is wrong. Raises Mistake for a network that is not in
+    float64, and where backward and parameters do not have the same names.
     """
-    if rnn.dtype != np.float64:
+    if rnn.dtype != "float64":
         raise Mistake(f"check_gradients needs a network with dtype=np.float64, not {rnn.dtype}")
-    shape = (*np.shape(inputs)[1:], rnn.hidden_size)
+    shape = (*np.shape(inputs)[1:], rnn.state_size)
     a_prev = np.random.default_rng(0).standard_normal(shape)
     a, y_pred = rnn.forward(inputs, a_prev)
     grads = rnn.backward(inputs, a, y_pred, targets)
-    worst = 0.0
+    if grads.keys() != rnn.parameters().keys():
+        names = sorted(grads.keys() ^ rnn.parameters().keys())
+        raise Mistake(f"in one of parameters() and backward() only: {', '.join(names)}")
+    differences = {}
     for name, w in rnn.parameters().items():
         measured = np.zeros_like(w)
         for place in np.ndindex(w.shape):
@@ -508,8 +478,8 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
                 measured[place] += rnn.loss(y_pred, targets) / (2 * step)
             w[place] = value
         largest = max(np.abs(measured).max(), change)  # in case all of them are 0
-        worst = max(worst, np.abs(grads[name] - measured).max() / largest)
-    return worst
+        differences[name] = float(np.abs(grads[name] - measured).max() / largest)
+    return differences
 
 
 # --------------------------------------------------------------------------------------------------
@@ -550,10 +520,255 @@ def schedule(iteration, max_iters):
 
 
 # --------------------------------------------------------------------------------------------------
+# Run: where a training stands, and the rows that it prints
+
+HEADER = "iteration  smooth  train  valid s left  sample"
+
+
+class Run:
+    """Where a training run stands: everything but the network.
+
+    iteration counts the updates, seconds is the time they took, and losses has the loss of each, in
+    nats per character; smooth_loss is their moving average, which starts at that of guessing.
+    history has a row [iteration, training loss, validation loss] for every validation.
+    The run ends at max_iters or threshold; eval_interval is the iterations from row to row. best
+    holds the weights with the lowest validation loss, those of best_iteration (the latest, if
+    nothing is held out). m and v are the moments of the optimiser, a_prev (B, H) is the hidden
+    state before the next batch, and stop = True ends training after the iteration under way.
+    """
+
+    def __init__(self, rnn):
+        self.iteration = 0
+        self.seconds = 0.0
+        self.guessing = math.log(rnn.vocab_size)  # the loss of V characters that are equally likely
+        self.smooth_loss = self.guessing
+        self.losses = []
+        self.history = []
+        self.best = deepcopy(rnn.parameters())
+        self.best_iteration = 0
+        self.m = {name: np.zeros_like(w) for name, w in self.best.items()}
+        self.v = deepcopy(self.m)
+        self.a_prev = np.zeros(0)  # no stream has been read yet
+        self.max_iters = 2500
+        self.threshold = 0.0
+        self.eval_interval = 500
+        self.stop = False
+
+    def plan(self, max_iters=None, threshold=None):
+        """Set one end of the run, or both; Mistake for one that has been reached already."""
+        if max_iters is not None:
+            if max_iters < self.iteration:
+                raise Mistake(f"the run is at iteration {self.iteration}: {max_iters} is too few")
+            self.max_iters = max_iters
+        if threshold is not None:
+            if not 0 <= threshold < self.guessing:
+                raise Mistake(
+                    f"the threshold is {threshold} nats per character: "
+                    f"take one below {self.guessing:.3f}, which guessing costs"
+                )
+            self.threshold = threshold
+
+    def add_loss(self, loss):
+        """Record the loss of an iteration."""
+        self.losses.append(loss)
+        self.smooth_loss += 0.01 * (loss - self.smooth_loss)
+
+    def validate(self, rnn, reader):
+        """Add a row to history, and keep the weights if they are the best so far."""
+        last_row = self.history[-1][0] if self.history else 0
+        recent = self.losses[last_row:] or [math.nan]
+        train_loss = sum(recent) / len(recent)
+        val_ids = reader.val_ids[:100_000]
+        val_loss = rnn.evaluate(val_ids) if len(val_ids) else math.nan
+        if not any(row[2] <= val_loss for row in self.history):  # true, if nothing is held out
+            self.best = deepcopy(rnn.parameters())
+            self.best_iteration = self.iteration
+        self.history.append([self.iteration, train_loss, val_loss])
+
+    def ended(self):
+        """True after max_iters iterations, or when the smooth loss has fallen to threshold."""
+        return self.iteration >= self.max_iters or self.smooth_loss <= self.threshold
+
+    def row_is_due(self):
+        """True at iterations 100 and 250, and at every eval_interval-th."""
+        return self.iteration in (100, 250) or self.iteration % self.eval_interval == 0
+
+    def just_validated(self):
+        """True when the last row of history is of this iteration."""
+        return self.history[-1][0] == self.iteration
+
+
+def say(text):
+    """Print a text at once; what the output cannot show, or could steer a terminal, is replaced."""
+    if sys.stdout.isatty():
+        text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+
+
+def print_progress(rnn, reader, run):
+    """Print a row where a run has just validated, else, on a terminal, a line that is replaced."""
+    each = run.seconds / run.iteration if run.iteration else math.nan
+    left = each * (run.max_iters - run.iteration)
+    if run.just_validated():
+        iteration, train_loss, val_loss = run.history[-1]
+        if iteration == 0:
+            print(HEADER)
+        losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}"
+        numbers = f"{iteration:>9,}{losses}{left:>7,.0f}".replace("nan", "  -")
+        text = rnn.predict(reader, opening(reader.chars), 40, temperature=0.7, seed=0)
+        say(f"{numbers}  {' '.join(text.split())}\n")
+    elif sys.stdout.isatty() and run.iteration % 10 == 0:
+        line = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}  {left:,.0f} s left"
+        print(f"{line:40}", end="\r", flush=True)
+
+
+def picture_of(run, ending):
+    """The losses of a run over its iterations: the bytes of a picture, as png, svg or pdf."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
+    iterations, train_losses, val_losses = np.reshape(run.history, (-1, 3)).T
+    axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
+    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
+    axes.plot(iterations, val_losses, "C1o-", label="validation")
+    axes.set(xlabel="iteration", ylabel="loss (nats per character)")
+    axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending)
+    return picture.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------
 # Checkpoint: all that sampling and an exact resume need, in one .npz file
 
-OF_READER = ("path", "batch_size", "val_fraction", "chars", "shuffle_lines", "checksum")
-OF_RUN = ("seconds", "history", "max_iters", "threshold", "eval_interval")
+# Beside the arrays: what it holds of the network, of the reader of its text, and of the run.
+KEPT = {
+    "rnn": ["hidden_size", "vocab_size", "seq_length", "learning_rate", "optimizer", "dtype"],
+    "reader": [
+        "path",
+        "seq_length",
+        "batch_size",
+        "val_fraction",
+        "chars",
+        "shuffle_lines",
+        "checksum",
+    ],
+    "run": [
+        "iteration",
+        "seconds",
+        "smooth_loss",
+        "history",
+        "best_iteration",
+        "max_iters",
+        "threshold",
+        "eval_interval",
+    ],
+}
+
+
+def arrays_of(rnn, run):
+    """The arrays in a checkpoint by their names: Wax, best_Wax, m_Wax, v_Wax, and so on."""
+    arrays = {}
+    parts = {"": rnn.parameters(), "best_": run.best, "m_": run.m, "v_": run.v}
+    for part, values in parts.items():
+        for name, array in values.items():
+            arrays[part + name] = array
+    return arrays
+
+
+def save_checkpoint(path, rnn, run, reader, over=None):
+    """Save a network, its run, and where its text is; returns the name of the file.
+
+    It is the first free one of path, path-2, path-3, ..., and path itself only where the file that
+    stands there is the one that over marks.
+    """
+    about = {}
+    for part, owner in (("rnn", rnn), ("reader", reader), ("run", run)):
+        about[part] = {name: getattr(owner, name) for name in KEPT[part]}
+    text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
+    arrays = arrays_of(rnn, run) | {"a_prev": run.a_prev, "losses": np.array(run.losses)}
+    file = io.BytesIO()
+    np.savez(file, about=np.array(text), **arrays)
+    return write_whole(path, file.getvalue(), over)
+
+
+def load_checkpoint(path, model=RNN):
+    """A network of a class, its run, and what is known of its text: about.chars, and so on.
+
+    The network has the weights that it had reached: rnn.use(run.best) takes the best. Nothing in
+    the file is executed. Raises Mistake for a file that is damaged, of another kind, or without the
+    parameters of such a network.
+    """
+    arrays, about = read_checkpoint(path)
+    rnn = model(**about["rnn"])
+    run = Run(rnn)
+    for name, value in about["run"].items():
+        setattr(run, name, value)
+    places = arrays_of(rnn, run)
+    if wrong := dict(layout(places).items() ^ layout(arrays).items()):
+        names = f"{model.__name__}: see {', '.join(sorted(wrong))}"
+        raise Mistake(f"{path} is not of a network of class {names}")
+    for name, place in places.items():
+        place[...] = arrays[name]
+    return rnn, run, SimpleNamespace(**about["reader"])
+
+
+def layout(arrays):
+    """The shape and the type of each array of a dict."""
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def read_checkpoint(path):
+    """The arrays in a file, and a dict of all else; Mistake for what cannot be a checkpoint."""
+    data = Path(path).read_bytes()
+    try:
+        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not see a changed shape
+            raise ValueError("a checksum is wrong")
+        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
+        about = json.loads(str(arrays.pop("about")))
+        if {part: list(names) for part, names in about.items()} == KEPT:
+            check_sizes(about["rnn"], about["reader"], len(data))
+            about["run"]["losses"] = arrays.pop("losses").tolist()
+            about["run"]["a_prev"] = arrays.pop("a_prev")
+            return arrays, about
+    except Exception as error:  # damaged bytes can raise almost anything
+        raise Mistake(f"{path} is damaged, or no checkpoint of char_rnn.py: {error!r}") from error
+    raise Mistake(f"{path} is of an earlier version of char_rnn.py: train again")
+
+
+def check_sizes(rnn, reader, size):
+    """ValueError for sizes that cannot be those of a checkpoint of so many bytes."""
+    sizes = [rnn["hidden_size"], reader["seq_length"], reader["batch_size"]]
+    are_whole = all(type(number) is int and number > 0 for number in sizes)
+    if not are_whole or sizes[0] ** 2 > size or rnn["vocab_size"] != len(reader["chars"]):
+        raise ValueError("its sizes do not fit")
+
+
+def write_whole(path, data, over=None):
+    """Write bytes to a file whole or not at all, and return its name.
+
+    They go to a temporary file beside it, which is then renamed. A link stays a link. The file that
+    stands at path is replaced only if it is the one that over marks; else the first free name of
+    path, path-2, path-3, ... is taken.
+    """
+    real = os.path.realpath(path)
+    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if over is None or mark_of(path) != over:
+            real = path = free_name(path)
+        os.replace(temporary, real)
+        return path
+    except OSError as error:
+        error.filename = path  # and not the temporary one
+        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def free_name(path):
@@ -570,274 +785,103 @@ def free_name(path):
             name = f"{stem}-{number}{ending}"
 
 
+def mark_of(path):
+    """What tells a file from one that takes its place; None where there is none."""
+    try:
+        status = os.stat(path)
+        return status.st_ino, status.st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def newest():
     """The newest char_rnn*.npz in this folder; its name is printed."""
-    found = sorted(Path().glob("char_rnn*.npz"), key=os.path.getmtime)
-    if not found:
+    path = max(Path().glob("char_rnn*.npz"), key=os.path.getmtime, default=None)
+    if not path:
         raise Mistake("there is no char_rnn*.npz here: train first, or name a checkpoint")
-    print(f"from {found[-1]}", file=sys.stderr)
-    return str(found[-1])
-
-
-def write_whole(path, data, new=False):
-    """Write bytes to a file whole or not at all, and return its name.
-
-    They go to a temporary file beside it, which is then renamed. A new file takes the first free
-    name of path, path-2, path-3, ..., and else a link stays a link.
-    """
-    real = os.path.realpath(path)
-    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            real = path = free_name(path)
-        os.replace(temporary, real)
-        return path
-    except OSError as error:
-        error.filename = path  # and not the temporary one
-        raise
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def arrays_of(rnn, run):
-    """All arrays by their names in a checkpoint: Wax, best_Wax, m_Wax, v_Wax, and so on."""
-    arrays = {"a_prev": run.a_prev, "losses": np.array(run.losses)}
-    for name, w in rnn.parameters().items():
-        arrays[name] = w
-        arrays[f"best_{name}"] = run.best[name]
-        arrays[f"m_{name}"] = run.m[name]
-        arrays[f"v_{name}"] = run.v[name]
-    return arrays
-
-
-def save_checkpoint(path, rnn, run, reader, new=False):
-    """Save a network, its run, and where its text is, with a checksum; returns the file's name."""
-    sizes = (rnn.hidden_size, rnn.vocab_size, reader.seq_length)
-    network = [*sizes, rnn.learning_rate, rnn.optimizer]
-    about = {"network": network, "dtype": rnn.dtype.name}
-    for name in OF_READER:
-        about[name] = getattr(reader, name)
-    for name in OF_RUN:
-        about[name] = getattr(run, name)
-    file = io.BytesIO()
-    np.savez(file, about=np.array(json.dumps(about)), **arrays_of(rnn, run))
-    return write_whole(path, file.getvalue(), new)
-
-
-def load_checkpoint(path, model=RNN):
-    """A network of a class, its run, and all else that was saved: about.chars, and so on.
-
-    The network has the weights that it had reached: rnn.use(run.best) takes the best. Nothing in
-    the file is executed. Raises Mistake for a file that is damaged, of another kind, or without the
-    parameters of such a network.
-    """
-    data = Path(path).read_bytes()
-    try:
-        return unpack(path, data, model)
-    except Mistake:
-        raise
-    except Exception as error:  # damaged bytes can raise almost anything
-        raise Mistake(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
-
-
-def unpack(path, data, model):
-    """What load_checkpoint returns, from the bytes of a file."""
-    if zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not compare the checksums
-        raise ValueError("a checksum is wrong")
-    arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
-    about = SimpleNamespace(**json.loads(str(arrays.pop("about"))))
-    if not hasattr(about, "network"):
-        raise Mistake(f"{path} is of an earlier version of char_rnn.py: train again")
-    if len(data) < about.network[0] ** 2:  # before a network of that size is built
-        raise ValueError("its sizes do not fit")
-    rnn = model(*about.network, dtype=about.dtype)
-    run = Run(rnn)
-    for name in OF_RUN:
-        setattr(run, name, getattr(about, name))
-    run.a_prev = arrays["a_prev"].reshape(-1, rnn.hidden_size)
-    for loss in arrays["losses"].tolist():
-        run.add_loss(loss)
-    run.iteration = len(run.losses)
-
-    expected = layout(arrays_of(rnn, run))
-    found = layout(arrays)
-    if found != expected:
-        names = sorted(dict(found.items() ^ expected.items()))
-        raise Mistake(
-            f"{path} is not of a network of class {model.__name__}: see {', '.join(names)}"
-        )
-    rnn.use(arrays)
-    for name in rnn.parameters():
-        run.best[name] = arrays[f"best_{name}"]
-        run.m[name] = arrays[f"m_{name}"]
-        run.v[name] = arrays[f"v_{name}"]
-    return rnn, run, about
-
-
-def layout(arrays):
-    """The shape and the type of each array of a dict."""
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    print(f"from {path}", file=sys.stderr)
+    return str(path)
 
 
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = str(Path(__file__).resolve().with_name("data") / "fables.txt")
-PLOT = "file for a picture of the losses; needs matplotlib"
-HEADER = "iteration  smooth  train  valid   left  sample"
+DATA = Path(__file__).resolve().parent / "data" / "fables.txt"
 
 
-def say(text):
-    """Print a text, at once; on a terminal without the control characters that could steer it."""
-    if sys.stdout.isatty():
-        text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
-    print(text, end="", flush=True)
+@dataclass
+class Session:
+    """A run on the command line, with its files: it trains, prints, saves, and stops at Ctrl-C."""
 
+    rnn: RNN
+    reader: DataReader
+    run: Run
+    path: str
+    plot: str
+    mark: tuple = None  # of the file at path, once that is of this run
 
-def print_progress(rnn, reader, run):
-    """Print a row where a run has just validated, else, on a terminal, a line that is replaced."""
-    seconds_each = run.seconds / max(1, run.iteration)
-    left = f"{seconds_each * (run.max_iters - run.iteration):,.0f} s"
-    if run.just_validated():
-        print_row(rnn, reader, run, left)
-    elif sys.stdout.isatty() and run.iteration % max(1, int(0.2 / seconds_each)) == 0:
-        speed = reader.inputs.size / reader.batches / seconds_each
-        line = f"  loss {run.losses[-1]:.3f}  {speed:,.0f} characters/s  {left} left"
-        print(f"{run.iteration:>9,}{line:61}", end="\r", flush=True)
-    if run.ended() and 0 < run.threshold < run.smooth_loss:
-        print(f"the threshold {run.threshold:g} was not reached: smooth is {run.smooth_loss:.3f}")
+    def learn(self):
+        """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
+        signal.signal(signal.SIGINT, self.stop)
+        self.save()  # what cannot be written shows before training
+        print_heading(self.path, self.rnn, self.reader, self.run)
+        self.rnn.train(self.reader, report=self.report, run=self.run)
+        if self.run.stop and not self.run.ended():
+            self.save()
+            print(f"\nstopped after iteration {self.run.iteration:,}, saved in {self.path}")
+            if os.path.isfile(self.reader.path):  # a pipe cannot be read again
+                print(f"to go on:  {command_line('resume', self.path)}")
+            return 130
+        print_result(self.path, self.rnn, self.reader, self.run)
+        return 0
 
+    def stop(self, number, frame):
+        """Handle Ctrl-C: training ends after this iteration; a second Ctrl-C ends at once."""
+        self.run.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def print_row(rnn, reader, run, left):
-    """Print the last row of history, the time left and a short sample."""
-    iteration, _, train_loss, val_loss = run.history[-1]
-    if iteration == 0:
-        print(HEADER)
-        left = "-"
-    losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}".replace("nan", "  -")
-    text = rnn.predict(reader, reader.chars[0], 38, temperature=0.7, seed=0)[1:]
-    sample = "".join(char if char.isprintable() else " " for char in text)
-    print(f"{iteration:>9,}{losses}{left:>7}  {sample}", flush=True)
+    def report(self, run):
+        """Print progress, and save where the run has just validated."""
+        print_progress(self.rnn, self.reader, run)
+        if run.just_validated():
+            self.save()
 
+    def save(self):
+        """Write the picture and the checkpoint: in a free name if another program wrote there."""
+        self.draw_picture()
+        path = save_checkpoint(self.path, self.rnn, self.run, self.reader, self.mark)
+        if self.mark and path != self.path:
+            print(f"{self.path} was changed by another program: going on in {path}")
+        self.path = path
+        self.mark = mark_of(path)
 
-def train_command(args):
-    """Start a new run on a text, in a checkpoint of its own."""
-    chars = None
-    if args.init_from:
-        model, model_run, about = load_checkpoint(args.init_from)
-        chars = about.chars
-        args.hidden_size = model.hidden_size
-    options = (args.batch_size, args.val_fraction, chars, args.shuffle_lines)
-    reader = DataReader(args.text, args.seq_length, *options)
-    _, default_rate = OPTIMIZERS[args.optimizer]
-    rate = default_rate if args.learning_rate is None else args.learning_rate
-    sizes = (args.hidden_size, reader.vocab_size, args.seq_length)
-    rnn = RNN(*sizes, rate, args.optimizer, args.seed)
-    if chars:
-        rnn.use(model_run.best)
-    rnn.check_threshold(args.threshold)
-    run = Run(rnn)
-    run.max_iters = args.max_iters
-    run.threshold = args.threshold
-    run.eval_interval = args.eval_interval
-    signal.signal(signal.SIGINT, partial(stop, run))
-    draw_picture(args.plot, rnn, reader, run)  # what cannot be written shows before training
-    path = save_checkpoint(args.checkpoint, rnn, run, reader, new=True)
-    return learn(path, args.plot, rnn, reader, run)
-
-
-def resume_command(args):
-    """Go on with the run of a checkpoint as if it had not been stopped, or to more iterations."""
-    path = args.checkpoint or newest()
-    rnn, run, about = load_checkpoint(path)
-    text = args.text or about.path
-    options = (about.batch_size, about.val_fraction, about.chars, about.shuffle_lines)
-    reader = DataReader(text, rnn.seq_length, *options)
-    if reader.checksum != about.checksum:
-        raise Mistake(f"{path} was trained on another text than {text}")
-    run.max_iters = args.max_iters or run.max_iters
-    signal.signal(signal.SIGINT, partial(stop, run))
-    save(path, args.plot, rnn, reader, run)
-    return learn(path, args.plot, rnn, reader, run)
-
-
-def stop(run, number, frame):
-    """Handle Ctrl-C: training ends after the iteration under way; a second Ctrl-C ends at once."""
-    run.stop = True
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def learn(path, plot, rnn, reader, run):
-    """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
-    print_heading(path, rnn, reader, run)
-    report = partial(report_and_save, path, plot, rnn, reader)
-    rnn.train(reader, run.max_iters, run.threshold, report, run)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if run.stop and not run.ended():
-        save(path, plot, rnn, reader, run)
-        print(f"\nstopped after iteration {run.iteration:,}, saved in {path}")
-        if reader.path != "-":  # which cannot be read again
-            flags = ["--plot", plot] if plot else []
-            print(f"to go on:  {command_line('resume', path, *flags)}")
-        return 130
-    print_result(path, rnn, reader, run)
-    return 0
-
-
-def report_and_save(path, plot, rnn, reader, run):
-    """Print progress, and save where a run has just validated."""
-    print_progress(rnn, reader, run)
-    if run.just_validated():
-        save(path, plot, rnn, reader, run)
-
-
-def save(path, plot, rnn, reader, run):
-    """Write the picture, if one is wanted, and the checkpoint of a run."""
-    draw_picture(plot, rnn, reader, run)
-    save_checkpoint(path, rnn, run, reader)
-
-
-def draw_picture(plot, rnn, reader, run):
-    """Write a picture of the losses over the iterations, if one is wanted."""
-    if not plot:
-        return
-    if os.path.realpath(plot) == os.path.realpath(reader.path):
-        raise Mistake(f"--plot {plot} is the text: name another file")
-    ending = Path(plot).suffix
-    if ending not in (".png", ".svg", ".pdf"):
-        raise Mistake(f"--plot must end in .png, .svg or .pdf, not {plot}")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise Mistake("--plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(8, 5))
-    axes = figure.subplots()
-    iterations, _, train_losses, val_losses = np.reshape(run.history, (-1, 4)).T
-    axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
-    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
-    axes.plot(iterations, val_losses, "C1o-", label="validation")
-    axes.axhline(math.log(rnn.vocab_size), color="grey", linestyle=":", label="guessing")
-    axes.set(xlabel="iteration", ylabel="loss (nats per character)")
-    axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format=ending[1:])
-    write_whole(plot, picture.getvalue())
+    def draw_picture(self):
+        """Write the picture of the losses, if one is wanted."""
+        if not self.plot:
+            return
+        if os.path.realpath(self.plot) in map(os.path.realpath, (self.reader.path, self.path)):
+            raise Mistake(f"--plot {self.plot} is a file of this run: name another")
+        if not self.plot.endswith((".png", ".svg", ".pdf")):
+            raise Mistake(f"--plot must end in .png, .svg or .pdf, not {self.plot}")
+        try:
+            picture = picture_of(self.run, self.plot[-3:])
+        except ImportError as error:
+            raise Mistake(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
+        write_whole(self.plot, picture, over=mark_of(self.plot))
 
 
 def print_heading(path, rnn, reader, run):
     """Print what is trained on what, how often it will be read, and where the run stands."""
     size = sum(w.size for w in rnn.parameters().values())
-    print(f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters")
-    times = f"{run.max_iters / reader.batches:.1f} times in {run.max_iters:,} iterations"
-    print(f"{len(reader.train_ids):,} characters to train on, read {times}")
-    print(f"{len(reader.val_ids):,} characters held out to validate")
-    V = rnn.vocab_size
-    print(f"losses are in nats per character; guessing among {V} costs {math.log(V):.3f}")
-    print(f"saving in {path}\n")
+    print(
+        f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters\n"
+        f"{len(reader.train_ids):,} characters to train on, read "
+        f"{run.max_iters / reader.batches:.1f} times in {run.max_iters:,} iterations\n"
+        f"{len(reader.val_ids):,} characters held out to validate\n"
+        f"losses are in nats per character; guessing among {rnn.vocab_size} costs "
+        f"{run.guessing:.3f}\n"
+        f"saving in {path}\n"
+    )
     if run.ended():
         print(f"the run has ended at iteration {run.iteration:,}")
     elif run.history:
@@ -849,34 +893,88 @@ def print_result(path, rnn, reader, run):
     rnn.use(run.best)
     if len(reader.val_ids):
         nats = rnn.evaluate(reader.val_ids)
-        print(f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},")
         print(
-            f"on all {len(reader.val_ids):,} characters held out, with the weights of the best row"
+            f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},\n"
+            f"on the {len(reader.val_ids):,} characters held out, with the weights of iteration "
+            f"{run.best_iteration:,}"
         )
-    print()
-    for char in islice(rnn.write(reader, reader.chars[0], temperature=0.7, seed=0), 300):
-        say(char)
-    print(f"\n\nfor more text:\n{command_line('sample', path)}")
+    if run.best_iteration == 0:
+        print(
+            "\nNo row was better than the first: nothing was learned that holds for what is held\n"
+            "out. Try a lower --learning-rate, --shuffle-lines or --val-fraction 0. The weights\n"
+            "that were reached are not lost: sample --last, test --last.\n"
+        )
+    text = rnn.predict(reader, opening(reader.chars), 300, temperature=0.7, seed=0)
+    say(f"{text}\n\nfor more text:\n{command_line('sample', path)}\n")
 
 
-def command_line(command, path, *flags):
+def command_line(command, path):
     """A command as one types it."""
     if path.startswith("-"):  # which would be taken for a flag
         path = f"./{path}"
-    return f"python {shlex.join([sys.argv[0], command, path, *flags])}"
+    return f"python {shlex.join([sys.argv[0], command, path])}"
+
+
+def train_command(args):
+    """Start a new run on a text, in a checkpoint of its own."""
+    if args.text == DATA and not DATA.exists():
+        raise Mistake("give a text: python char_rnn.py train my.txt")
+    chars = None
+    if args.init_from:
+        model, model_run, about = load_checkpoint(args.init_from)
+        chars = about.chars
+        args.hidden_size = model.hidden_size
+    reader = DataReader(
+        args.text, args.seq_length, args.batch_size, args.val_fraction, chars, args.shuffle_lines
+    )
+    rnn = RNN(
+        args.hidden_size,
+        reader.vocab_size,
+        args.seq_length,
+        args.learning_rate,
+        args.optimizer,
+        args.seed,
+    )
+    if chars:
+        rnn.use(model_run.best)
+    run = Run(rnn)
+    run.plan(args.max_iters, args.threshold)
+    run.eval_interval = args.eval_interval
+    return Session(rnn, reader, run, args.checkpoint, args.plot).learn()
+
+
+def resume_command(args):
+    """Go on with the run of a checkpoint as if it had not been stopped, or to more iterations."""
+    path = args.checkpoint or newest()
+    mark = mark_of(path)
+    rnn, run, about = load_checkpoint(path)
+    if args.text:
+        about.path = args.text
+    reader = DataReader(**vars(about))
+    run.plan(args.max_iters)
+    return Session(rnn, reader, run, path, args.plot, mark).learn()
+
+
+def trained(args):
+    """The network of a checkpoint, with its best or its last weights, and what its text is."""
+    rnn, run, about = load_checkpoint(args.checkpoint or newest())
+    if not args.last:
+        rnn.use(run.best)
+    return rnn, about
 
 
 def sample_command(args):
     """Print new text as it is drawn: so many characters after a start, or so many lines."""
-    rnn, run, about = load_checkpoint(args.checkpoint or newest())
-    rnn.use(run.best)
-    start = args.start or ("" if args.lines else about.chars[0])
-    before = "\n" if args.lines else ""
-    length = 1000 if args.lines else args.length
+    rnn, about = trained(args)
+    before = opening(about.chars) + args.start
+    rnn.predict(about, before, 1, args.temperature)  # a mistake shows before anything is written
+    ids = encode(before, about.chars)
     rng = np.random.default_rng(args.seed)
     for _ in range(args.lines or 1):
-        say(start)
-        for char in islice(rnn.write(about, before + start, args.temperature, rng), length):
+        say(args.start)
+        drawn = rnn.draw(ids, np.zeros(rnn.state_size), args.temperature, rng)
+        for ix in islice(drawn, args.length):
+            char = about.chars[ix]
             if args.lines and char == "\n":
                 break
             say(char)
@@ -885,8 +983,7 @@ def sample_command(args):
 
 def test_command(args):
     """Print how well a model predicts a text, as a whole or line by line."""
-    rnn, run, about = load_checkpoint(args.checkpoint)
-    rnn.use(run.best)
+    rnn, about = trained(args)
     text = read_text(args.text)
     if zlib.crc32(text.encode()) == about.checksum:
         print("the model was trained on this text", file=sys.stderr)
@@ -896,11 +993,13 @@ def test_command(args):
     if args.lines:
         for line in io.StringIO(text):
             nats = rnn.evaluate(encode("\n" + line, about.chars))
-            say(f"{nats:7.3f}  {line}")
+            say(f"{nats:7.3f}  {line.rstrip()}\n")
         return
     nats = rnn.evaluate(encode(text, about.chars))
-    print(f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character")
-    print(f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}")
+    print(
+        f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character\n"
+        f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}"
+    )
 
 
 def whole(text, least=1):
@@ -911,6 +1010,9 @@ def whole(text, least=1):
     return number
 
 
+natural = partial(whole, least=0)
+
+
 def add_train(train):
     """The arguments of the command train."""
     train.set_defaults(run=train_command)
@@ -918,80 +1020,65 @@ def add_train(train):
     add("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
     size = train.add_mutually_exclusive_group()
     size.add_argument("--hidden-size", type=whole, default=256, help="hidden units (256)")
-    meaning = "start from the weights and characters of this checkpoint"
-    size.add_argument("--init-from", metavar="NPZ", help=meaning)
+    size.add_argument("--init-from", help="checkpoint whose weights and characters to start from")
     add("--seq-length", type=whole, default=32, help="steps of backpropagation (32)")
     add("--batch-size", type=whole, default=16, help="streams of text read side by side (16)")
     add("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule (adam)")
-    rates = ", ".join(f"{rate:g} for {name}" for name, (_, rate) in OPTIMIZERS.items())
-    add("--learning-rate", type=float, help=f"its peak, after the warm-up ({rates})")
+    add("--learning-rate", type=float, help="its peak, after the warm-up (the optimiser's own)")
     add("--max-iters", type=whole, default=2500, help="iterations, one update each (2500)")
     add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0: never)")
     add("--eval-interval", type=whole, default=500, help="iterations from row to row (500)")
     add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
-    meaning = "put the lines in another order first: for lists of names"
-    add("--shuffle-lines", action="store_true", help=meaning)
-    add("--seed", type=partial(whole, least=0), default=0, help="of the random numbers (0)")
-    meaning = "file to save in; if it is there, NAME-2.npz, and so on (char_rnn.npz)"
-    add("--checkpoint", metavar="NPZ", default="char_rnn.npz", help=meaning)
-    add("--plot", metavar="PNG", help=PLOT)
+    add("--shuffle-lines", action="store_true", help="in another order first: for lists of names")
+    add("--seed", type=natural, default=0, help="of the random numbers (0)")
+    add("--checkpoint", default="char_rnn.npz", help="file to save in, or NAME-2.npz, and so on")
+    add("--plot", help="file for a picture of the losses; needs matplotlib")
 
 
-def add_resume(resume):
-    """The arguments of the command resume."""
+def add_others(resume, sample, test):
+    """The arguments of the other commands."""
     resume.set_defaults(run=resume_command)
     resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
     resume.add_argument("text", nargs="?", help="its text, if it is elsewhere now")
-    meaning = "iterations in all; going past the end raises the learning rate again"
-    resume.add_argument("--max-iters", type=whole, help=meaning)
-    resume.add_argument("--plot", metavar="PNG", help=PLOT)
-
-
-def add_sample(sample):
-    """The arguments of the command sample."""
+    resume.add_argument("--max-iters", type=whole, help="in all; the rate rises again past the end")
+    resume.add_argument("--plot", help="file for a picture, as in train")
     sample.set_defaults(run=sample_command)
-    add = sample.add_argument
-    add("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
-    add("--start", metavar="TEXT", help="text to go on from")
-    end = sample.add_mutually_exclusive_group()
-    number = partial(whole, least=0)
-    end.add_argument("--length", type=number, default=400, help="characters to draw (400)")
-    meaning = "draw N lines instead, of at most 1,000 characters"
-    end.add_argument("--lines", type=whole, default=0, metavar="N", help=meaning)
-    add("--temperature", type=float, default=1.0, help="under 1 less random, over 1 more (1)")
-    add("--seed", type=number, help="of the random numbers (another each time)")
-
-
-def add_test(test):
-    """The arguments of the command test."""
+    sample.add_argument("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
+    sample.add_argument("--start", default="", help="text to go on from")
+    sample.add_argument("--length", type=natural, default=400, help="characters to draw (400)")
+    sample.add_argument(
+        "--lines", type=whole, default=0, help="so many lines, each of --length at most"
+    )
+    sample.add_argument(
+        "--temperature", type=float, default=1.0, help="under 1 tamer, over 1 wilder (1)"
+    )
+    sample.add_argument("--seed", type=natural, help="of the random numbers (another each time)")
     test.set_defaults(run=test_command)
     test.add_argument("checkpoint", help="trained model")
     test.add_argument("text", help="UTF-8 text; - is standard input")
     test.add_argument("--lines", action="store_true", help="nats per character before each line")
+    for command in (sample, test):
+        command.add_argument("--last", action="store_true", help="the last weights, not the best")
 
 
 def parse(argv):
     """The arguments of the command line; a command that is left out is train."""
     meaning = "A character-level recurrent neural network, from scratch in NumPy."
     parser = argparse.ArgumentParser(prog="char_rnn.py", description=meaning)
-    commands = parser.add_subparsers(title="commands", required=True)
+    commands = parser.add_subparsers(title="commands")
     add_train(commands.add_parser("train", help="learn from a text (also without a command)"))
-    add_resume(commands.add_parser("resume", help="go on with a run that was stopped"))
-    add_sample(commands.add_parser("sample", help="write text with a trained model"))
-    add_test(commands.add_parser("test", help="measure how well a model predicts a text"))
-    if argv and argv[0] in (*commands.choices, "-h", "--help"):
-        return parser.parse_args(argv)
-    return parser.parse_args(["train", *argv])
+    add_others(
+        commands.add_parser("resume", help="go on with a run that was stopped, in its own file"),
+        commands.add_parser("sample", help="write text with a trained model"),
+        commands.add_parser("test", help="measure how well a model predicts a text"),
+    )
+    if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
+        argv = ["train", *argv]
+    return parser.parse_args(argv)
 
 
 def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            encoding = stream.encoding if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="replace")
     try:
         args = parse(argv)
         return args.run(args)
@@ -1003,4 +1090,8 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exit silently when "| head" is done
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     sys.exit(main(sys.argv[1:]))

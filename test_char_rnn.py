@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT-0
 """What char_rnn.py promises, each test one claim:  python -m unittest test_char_rnn
 
-python test_char_rnn.py --speed  prints its training speed beside torch and JAX, where installed.
+python test_char_rnn.py --speed  prints its training speed beside torch, where that is installed.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,27 +35,35 @@ from char_rnn import (
     DataReader,
     Mistake,
     Run,
+    Session,
     check_gradients,
+    encode,
     load_checkpoint,
+    mark_of,
     save_checkpoint,
+    schedule,
     softmax,
+    sum_outer,
 )
 
 if find_spec("torch"):
     import torch
-if "--speed" in sys.argv and find_spec("jax"):
-    import jax
-    import jax.numpy as jnp
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = str(HERE / "char_rnn.py")
 FABLES = str(HERE / "data" / "fables.txt")
 SHORT = Path(FABLES).read_text(encoding="utf-8")[:3000]
 SMALL = ["--hidden-size=16", "--seq-length=8", "--batch-size=4"]  # a model that trains in a blink
+CATS = "cats purr " * 900 + "0123456789" * 100  # whose end is unlike the rest
 
 
 def silent(run):
     """A report that prints nothing."""
+
+
+def stop_at_130(run):
+    """A report that ends a run early."""
+    run.stop = run.iteration == 130
 
 
 class InTorch:
@@ -62,7 +71,7 @@ class InTorch:
 
     def __init__(self, rnn):
         H, V = rnn.hidden_size, rnn.vocab_size
-        self.dtype = getattr(torch, rnn.dtype.name)
+        self.dtype = getattr(torch, rnn.dtype)
         self.hidden = torch.nn.RNN(V, H, dtype=self.dtype)
         self.out = torch.nn.Linear(H, V, dtype=self.dtype)
         torch.nn.init.zeros_(self.hidden.bias_hh_l0)
@@ -94,52 +103,120 @@ class InTorch:
         return a[-1].detach()
 
 
-def stop_at_130(run):
-    """A report that ends a run early."""
-    run.stop = run.iteration == 130
+def sigmoid(n):
+    return 1 / (1 + np.exp(-n))
 
 
 class GRU(RNN):
-    """README's exercise: a gate u keeps a part of the state, a_t = u a_{t-1} + (1 - u) c_t."""
+    """README's exercise (Cho and others, 2014), with streams or a single sequence:
+
+    r_t = sigmoid(Wra a_{t-1} + Wrx x_t + br)           what to keep of the state in the candidate
+    u_t = sigmoid(Wua a_{t-1} + Wux x_t + bu)           what to keep of the state as it is
+    c_t = tanh(Waa (r_t a_{t-1}) + Wax x_t + ba)        a_t = u_t a_{t-1} + (1 - u_t) c_t
+    """
 
     def __init__(self, hidden_size, vocab_size, *args, **options):
         super().__init__(hidden_size, vocab_size, *args, **options)
-        other = RNN(hidden_size, vocab_size, *args, **options | {"seed": 1})
-        self.Wux = other.Wax
-        self.Wua = other.Waa
+        for gate, seed in (("r", 1), ("u", 2)):
+            other = RNN(hidden_size, vocab_size, *args, **options | {"seed": seed})
+            setattr(self, f"W{gate}x", other.Wax)
+            setattr(self, f"W{gate}a", other.Waa)
+            setattr(self, f"b{gate}", other.ba)
 
     def parameters(self):
-        return super().parameters() | {"Wux": self.Wux, "Wua": self.Wua}
+        names = ("Wrx", "Wra", "br", "Wux", "Wua", "bu")
+        return super().parameters() | {name: getattr(self, name) for name in names}
 
-    def gate_and_candidate(self, x, a_prev):
-        u = 1 / (1 + np.exp(-self.Wux.T[x] - a_prev @ self.Wua.T))
-        return u, np.tanh(self.Wax.T[x] + a_prev @ self.Waa.T + self.ba)
+    def gates(self, x, a_prev):
+        r = sigmoid(self.Wrx.T[x] + a_prev @ self.Wra.T + self.br)
+        u = sigmoid(self.Wux.T[x] + a_prev @ self.Wua.T + self.bu)
+        c = np.tanh(self.Wax.T[x] + (r * a_prev) @ self.Waa.T + self.ba)
+        return r, u, c
 
     def forward(self, inputs, a_prev):
         a = [np.asarray(a_prev, self.dtype)]
         for x in inputs:
-            u, c = self.gate_and_candidate(x, a[-1])
+            _, u, c = self.gates(x, a[-1])
             a.append(u * a[-1] + (1 - u) * c)
-        a = np.array(a)
-        return a, softmax(self.logits(a[1:]))
+        return np.array(a), softmax(self.logits(np.array(a[1:])))
 
     def backward(self, inputs, a, y_pred, targets):
-        grads = super().backward(inputs, a, y_pred, targets)  # right for Wya and by
-        for name in ("Wax", "Waa", "ba", "Wux", "Wua"):
-            grads[name] = np.zeros_like(self.parameters()[name])
-        from_z = (y_pred - self.one_hot(targets)) / np.size(targets[0]) @ self.Wya
-        from_next = np.zeros_like(a[0])
+        dz = (y_pred - self.one_hot(targets)) / np.size(targets[0])
+        from_z = dz @ self.Wya
+        from_next = 0
+        dr, du, dc, kept = np.empty((4, *from_z.shape))  # d of what goes into r, u and c
         for t in reversed(range(len(inputs))):
+            r, u, c = self.gates(inputs[t], a[t])
+            kept[t] = r * a[t]
             da = from_z[t] + from_next
-            u, c = self.gate_and_candidate(inputs[t], a[t])
-            dc = da * (1 - u) * (1 - c**2)
-            du = da * (a[t] - c) * u * (1 - u)
-            from_next = da * u + dc @ self.Waa + du @ self.Wua
-            grads["ba"] += dc.sum(axis=0)
-            for d, gate in ((dc, "Wa"), (du, "Wu")):
-                grads[f"{gate}x"] += d.T @ self.one_hot(inputs[t])
-                grads[f"{gate}a"] += d.T @ a[t]
+            dc[t] = da * (1 - u) * (1 - c**2)
+            du[t] = da * (a[t] - c) * u * (1 - u)
+            dr[t] = dc[t] @ self.Waa * a[t] * r * (1 - r)
+            from_next = da * u + dc[t] @ self.Waa * r + du[t] @ self.Wua + dr[t] @ self.Wra
+        grads = {"Wya": sum_outer(dz, a[1:]), "by": sum_outer(dz, np.ones_like(dz))[:, 0]}
+        for gate, d, state in (("a", dc, kept), ("r", dr, a[:-1]), ("u", du, a[:-1])):
+            grads[f"W{gate}x"] = sum_outer(d, self.one_hot(inputs))
+            grads[f"W{gate}a"] = sum_outer(d, state)
+            grads[f"b{gate}"] = d.reshape(-1, self.hidden_size).sum(axis=0)
         return grads
+
+
+class LSTM(RNN):
+    """README's exercise (Hochreiter and Schmidhuber, 1997): the state is a_t and a cell c_t.
+
+    i, f, o = sigmoid(their rows of n_t)    g = tanh(its rows)    n_t = Wa a_{t-1} + Wx x_t + b
+    c_t = f c_{t-1} + i g                   a_t = o tanh(c_t)
+    """
+
+    def __init__(self, hidden_size, vocab_size, *args, **options):
+        super().__init__(hidden_size, vocab_size, *args, **options)
+        rng = np.random.default_rng(1)
+        self.Wx = rng.normal(size=(4 * hidden_size, vocab_size)).astype(self.dtype)
+        self.Wa = rng.normal(size=(4 * hidden_size, hidden_size)).astype(self.dtype)
+        self.b = np.zeros(4 * hidden_size, self.dtype)
+
+    @property
+    def state_size(self):
+        return 2 * self.hidden_size  # a and c, side by side
+
+    def parameters(self):
+        return {name: getattr(self, name) for name in ("Wx", "Wa", "b", "Wya", "by")}
+
+    def logits(self, a):
+        return super().logits(a[..., : self.hidden_size])
+
+    def gates(self, x, a_prev):
+        i, f, o, g = np.split(self.Wx.T[x] + a_prev @ self.Wa.T + self.b, 4, axis=-1)
+        return sigmoid(i), sigmoid(f), sigmoid(o), np.tanh(g)
+
+    def forward(self, inputs, a_prev):
+        states = [np.asarray(a_prev, self.dtype)]
+        for x in inputs:
+            a, c = np.split(states[-1], 2, axis=-1)
+            i, f, o, g = self.gates(x, a)
+            c = f * c + i * g
+            states.append(np.concatenate([o * np.tanh(c), c], axis=-1))
+        return np.array(states), softmax(self.logits(np.array(states[1:])))
+
+    def backward(self, inputs, a, y_pred, targets):
+        a, c = np.split(a, 2, axis=-1)
+        dz = (y_pred - self.one_hot(targets)) / np.size(targets[0])
+        from_z = dz @ self.Wya
+        a_next = c_next = 0  # what comes back from the step after
+        dn = np.empty((*from_z.shape[:-1], 4 * self.hidden_size))
+        for t in reversed(range(len(inputs))):
+            i, f, o, g = self.gates(inputs[t], a[t])
+            tanh = np.tanh(c[t + 1])
+            da = from_z[t] + a_next
+            dc = da * o * (1 - tanh**2) + c_next
+            parts = [dc * g * i * (1 - i), dc * c[t] * f * (1 - f)]
+            parts += [da * tanh * o * (1 - o), dc * i * (1 - g**2)]
+            dn[t] = np.concatenate(parts, axis=-1)
+            a_next = dn[t] @ self.Wa
+            c_next = dc * f
+        grads = {"Wx": sum_outer(dn, self.one_hot(inputs)), "Wa": sum_outer(dn, a[:-1])}
+        grads |= {"Wya": sum_outer(dz, a[1:]), "b": dn.reshape(-1, dn.shape[-1]).sum(axis=0)}
+        return grads | {"by": dz.reshape(-1, self.vocab_size).sum(axis=0)}
 
 
 class InFolder(unittest.TestCase):
@@ -150,6 +227,9 @@ class InFolder(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder.name)
+        # However the tests are started, Ctrl-C is what it is at a prompt.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.rng = np.random.default_rng(1)
         self.write("text.txt", SHORT)
         self.flags = ["train", "text.txt", *SMALL]
@@ -203,27 +283,36 @@ class InFolder(unittest.TestCase):
     def refuse(self, saying, *args):
         """The command ends with status 2 and one line that says why, and changes no file."""
         before = self.files()
-        status, _, err = self.main(*args)
-        self.assertEqual((status, self.files()), (2, before), (args, err))
+        status, out, err = self.main(*args)
+        self.assertEqual((status, out, self.files()), (2, "", before), (args, err))
         self.assertRegex(err, r"\A(usage: .*\n( .*\n)*)?char_rnn.py( \w+)?: error: .*\n\Z")
         self.assertIn(saying, err.splitlines()[-1])
 
     def contents(self, path):
-        """All that a checkpoint holds, as bytes, but for the seconds that training took."""
+        """All that a checkpoint holds, as bytes, but for its path and the time that it took."""
         rnn, run, about = load_checkpoint(path)
-        run.seconds = about.seconds = 0
-        run.history = [(iteration, *losses) for iteration, _, *losses in run.history]
-        about.history = about.path = None
+        run.seconds = about.path = None
         return pickle.dumps((vars(rnn), vars(run), vars(about)))
 
-    def problem(self, H=5, V=7, T=6, B=3):
+    def overfitted(self):
+        """Train until the last weights are not the best; both, and what is known of the text."""
+        flags = ["--hidden-size=64", "--learning-rate=0.02", "--max-iters=500"]
+        self.train(*flags, "--val-fraction=0.5")
+        best, run, about = load_checkpoint("char_rnn.npz")
+        last = copy.deepcopy(best)
+        best.use(run.best)
+        self.assertTrue(0 < run.best_iteration < 500)
+        return best, last, about
+
+    def problem(self, H=5, V=7, T=6, B=3, kind=RNN):
         """A float64 model with no zero anywhere, a batch, and a hidden state to start from."""
-        rnn = RNN(H, V, T, 0.01, dtype=np.float64, seed=2)
-        rnn.ba = self.rng.normal(size=H)
-        rnn.by = self.rng.normal(size=V)
+        rnn = kind(H, V, T, 0.01, dtype=np.float64, seed=2)
+        for w in rnn.parameters().values():
+            if w.ndim == 1:
+                w[...] = self.rng.normal(size=w.shape)
         shape = (T, B) if B else (T,)  # no B is a single sequence, without that axis
         inputs, targets = self.rng.integers(0, V, (2, *shape))
-        return rnn, inputs, targets, self.rng.normal(size=(*shape[1:], H))
+        return rnn, inputs, targets, self.rng.normal(size=(*shape[1:], rnn.state_size))
 
 
 class TestMathematics(InFolder):
@@ -251,10 +340,23 @@ class TestMathematics(InFolder):
         for axis in (0, 1, 2, -1):
             expected = np.exp(x) / np.exp(x).sum(axis, keepdims=True)
             np.testing.assert_allclose(softmax(x, axis), expected, rtol=1e-5)
+        np.testing.assert_array_equal(softmax(x), softmax(x, axis=2))
         self.assertEqual(softmax(x).dtype, np.float32)
         with np.errstate(all="raise", under="ignore"):
             y = softmax([[1e308, -1e300], [-1e308, -1e308]])
         np.testing.assert_array_equal(y, [[1, 0], [0.5, 0.5]])
+
+    def test_the_first_weights_have_the_sizes_that_the_comments_say_and_come_from_the_seed(self):
+        rnn = RNN(300, 40, 5, 0.1)
+        self.assertAlmostEqual(rnn.Wax.std(), 3, delta=0.06)
+        np.testing.assert_allclose(rnn.Waa @ rnn.Waa.T, np.eye(300), atol=1e-5)
+        self.assertAlmostEqual(rnn.Wya.std(), 1 / math.sqrt(300), delta=0.002)
+        self.assertFalse(rnn.ba.any() or rnn.by.any())
+        for name, w in rnn.parameters().items():
+            same, other = (RNN(300, 40, 5, 0.1, seed=seed).parameters()[name] for seed in (0, 1))
+            np.testing.assert_array_equal(w, same)
+            self.assertEqual((w == other).all(), w.ndim == 1, name)
+            self.assertEqual(w.dtype, np.float32)
 
     def test_forward_and_loss_are_the_equations_written_out(self):
         for B in (3, None):
@@ -276,18 +378,28 @@ class TestMathematics(InFolder):
         y_pred = np.array([[1, 0, 0], [1, 0, 0]], np.float32)
         self.assertTrue(100 < RNN(4, 3, 2, 0.1).loss(y_pred, [1, 2]) < 1000)
 
-    def test_forward_refuses_all_but_indices_of_characters(self):
-        rnn, inputs, _, a_prev = self.problem()
+    def test_inputs_and_targets_that_are_no_indices_of_characters_are_refused(self):
+        rnn, inputs, targets, a_prev = self.problem()
+        a, y_pred = rnn.forward(inputs, a_prev)
         one_hot = rnn.one_hot(inputs)
-        for wrong in (one_hot, one_hot.astype(int), inputs * 1.0, inputs - 7, inputs + 7, 3):
-            with self.assertRaisesRegex(ValueError, r"must be indices from 0 to 6, \(T, B\)"):
-                rnn.forward(wrong, a_prev)
+        below = np.where(inputs == inputs[2, 1], -1, inputs)
+        above = np.where(inputs == inputs[2, 1], 7, inputs)
+        for wrong in (one_hot, one_hot.astype(int), inputs * 1.0, below, above, 3):
+            for use in (
+                lambda wrong: rnn.forward(wrong, a_prev),
+                lambda wrong: rnn.loss(y_pred, wrong),
+                lambda wrong: rnn.backward(inputs, a, y_pred, wrong),
+            ):
+                with self.assertRaisesRegex(ValueError, r"must be indices from 0 to 6, \(T, B\)"):
+                    use(wrong)
 
     def test_gradients_match_central_differences_for_every_parameter(self):
         shapes = [{}, {"T": 1}, {"B": 1}, {"B": None}, {"T": 1, "B": None}, {"H": 1}, {"T": 9}]
         for sizes in shapes:
             rnn, inputs, targets, _ = self.problem(**sizes)
-            self.assertLess(check_gradients(rnn, inputs, targets), 1e-6, sizes)
+            differences = check_gradients(rnn, inputs, targets)
+            self.assertEqual(differences.keys(), rnn.parameters().keys())
+            self.assertLess(max(differences.values()), 1e-6, sizes)
 
     def test_lists_are_arrays(self):
         rnn, inputs, targets, a_prev = self.problem()
@@ -297,19 +409,37 @@ class TestMathematics(InFolder):
         self.assertEqual(rnn.loss(*lists[2:]), rnn.loss(y_pred, targets))
         np.testing.assert_equal(rnn.backward(*lists), rnn.backward(inputs, a, y_pred, targets))
 
-    def test_check_gradients_sees_a_mistake_in_each_of_them(self):
+    def test_check_gradients_names_the_one_that_is_wrong_and_leaves_the_network_as_it_was(self):
         rnn, inputs, targets, _ = self.problem()
+        before = copy.deepcopy(rnn.parameters())
         a_prev = np.random.default_rng(0).standard_normal((3, 5))
         grads = rnn.backward(inputs, *rnn.forward(inputs, a_prev), targets)
         with mock.patch.object(rnn, "backward", return_value=grads):
-            self.assertLess(check_gradients(rnn, inputs, targets), 1e-6)
             for name, grad in grads.items():
-                right = grad.copy()
-                grad.flat[-1] *= 1.01
-                self.assertGreater(check_gradients(rnn, inputs, targets), 1e-5, name)
-                grad[...] = right
-        with self.assertRaisesRegex(Mistake, "float64"):
+                grad.flat[-1] += 0.01 * np.abs(grad).max()
+                found = check_gradients(rnn, inputs, targets)
+                self.assertAlmostEqual(found.pop(name), 0.01, delta=0.002)
+                self.assertLess(max(found.values()), 1e-6)
+                grad.flat[-1] -= 0.01 * np.abs(grad).max()
+        np.testing.assert_equal(rnn.parameters(), before)
+
+    def test_check_gradients_is_relative_and_takes_a_gradient_of_zero(self):
+        rnn, inputs, targets, _ = self.problem()
+        rnn.Wya[...] = 0  # so that nothing flows back through it
+        found = check_gradients(rnn, inputs, targets)
+        self.assertLess(max(found.values()), 1e-6)
+        with mock.patch.object(rnn, "loss", side_effect=lambda *args: 1e6 * RNN.loss(rnn, *args)):
+            self.assertAlmostEqual(check_gradients(rnn, inputs, targets)["by"], 1, places=5)
+
+    def test_check_gradients_refuses_float32_and_a_parameter_that_is_forgotten(self):
+        gru, inputs, targets, _ = self.problem(kind=GRU)
+        with self.assertRaisesRegex(Mistake, "float64, not float32"):
             check_gradients(RNN(5, 7, 6, 0.1), inputs, targets)
+        some = gru.parameters()
+        del some["Wua"], some["bu"]
+        told = self.assertRaisesRegex(Mistake, r"in one of .* only: Wua, bu\Z")
+        with mock.patch.object(gru, "parameters", return_value=some), told:
+            check_gradients(gru, inputs, targets)
 
     @unittest.skipUnless(find_spec("torch"), "torch is not installed")
     def test_fifty_iterations_of_train_match_the_same_loop_in_torch_with_every_optimiser(self):
@@ -343,6 +473,59 @@ class TestMathematics(InFolder):
             for name, w in rnn.parameters().items():
                 np.testing.assert_allclose(w, places[name].detach(), atol=1e-10, err_msg=name)
 
+    def test_each_optimiser_is_its_formula_on_gradients_clipped_to_5(self):
+        gradients = [0.5, -2.0, 100.0, -7.0]
+        for optimizer in OPTIMIZERS:
+            rnn = RNN(2, 3, 4, 0.1, optimizer, dtype=np.float64)
+            run = Run(rnn)
+            expected = rnn.by.copy()
+            m = v = 0
+            for t, g in enumerate(gradients, start=1):
+                grads = {name: np.full_like(w, g) for name, w in rnn.parameters().items()}
+                rnn.update(grads, run, scale=0.5)
+                self.assertEqual(run.iteration, t)
+                g = min(5, max(-5, g))
+                if optimizer == "adam":
+                    m = 0.9 * m + 0.1 * g
+                    v = 0.999 * v + 0.001 * g * g
+                    expected -= 0.05 * m / (1 - 0.9**t) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+                elif optimizer == "adagrad":
+                    v += g * g
+                    expected -= 0.05 * g / (math.sqrt(v) + 1e-10)
+                else:
+                    expected -= 0.05 * g
+                np.testing.assert_allclose(rnn.by, expected, rtol=1e-12, err_msg=optimizer)
+
+    def test_the_divisor_of_a_step_is_never_zero(self):
+        for rule, _ in OPTIMIZERS.values():
+            with np.errstate(all="raise"):
+                step, _, _ = rule(np.zeros(2), np.zeros(2), np.zeros(2), 1, 0.1)
+            self.assertEqual(step.tolist(), [0, 0])
+
+    def test_update_refuses_a_gradient_of_another_shape_by_its_name(self):
+        rnn, inputs, targets, a_prev = self.problem()
+        grads = rnn.backward(inputs, *rnn.forward(inputs, a_prev), targets)
+        for name, wrong in (("ba", 0.5), ("ba", np.float64(0.5)), ("Wax", grads["Wax"].T)):
+            with self.assertRaisesRegex(Mistake, f"gradient of {name} has shape "):
+                rnn.update(grads | {name: wrong}, Run(rnn))
+
+    def test_moments_of_a_new_run_are_zeros_of_their_own(self):
+        rnn = RNN(4, 3, 2, 0.1)
+        run = Run(rnn)
+        for name, w in rnn.parameters().items():
+            run.m[name] += 1
+            self.assertFalse(run.v[name].any())
+            w += 1
+            self.assertFalse((run.best[name] == w).any())
+
+    def test_the_rate_warms_up_for_100_iterations_or_a_tenth_and_falls_by_a_half_cosine(self):
+        for max_iters, warm_up in ((2500, 100), (50, 5)):
+            for i in (0, 1, warm_up - 1, warm_up, max_iters // 2, max_iters - 1):
+                cosine = (1 + math.cos(math.pi * i / max_iters)) / 2
+                self.assertAlmostEqual(
+                    schedule(i, max_iters), min(1, (i + 1) / warm_up) * cosine, places=12
+                )
+
     def test_sampling_frequencies_match_softmax_by_a_chi_square_bound(self):
         V, n = 6, 3000
         z = np.log([0.05, 0.1, 0.15, 0.2, 0.2, 0.3])
@@ -350,42 +533,59 @@ class TestMathematics(InFolder):
         rnn.Wax = np.zeros((4, V))
         rnn.Waa = np.zeros((4, 4))
         rnn.by = z  # all draws from one distribution
-        for temperature in (0.5, 2.0):
-            counts = np.bincount(rnn.sample(np.zeros(4), 0, n, temperature, seed=1), minlength=V)
-            expected = n * softmax(z / temperature)
-            chi_square = ((counts - expected) ** 2 / expected).sum()
+        for options in ({"temperature": 0.5}, {}, {"temperature": 2.0}):
+            drawn = rnn.sample(np.zeros(4), 0, n, seed=1, **options)
+            expected = n * softmax(z / options.get("temperature", 1))
+            chi_square = ((np.bincount(drawn, minlength=V) - expected) ** 2 / expected).sum()
             self.assertTrue(0.1 < chi_square < 20.5)  # 5 degrees of freedom: 99.9 % of samples
+
+    def test_sample_goes_on_from_a_state_and_an_index_and_a_seed_repeats_it(self):
+        rnn, _, _, a_prev = self.problem(B=None)
+        likeliest = []
+        ix = 3
+        a = a_prev
+        for _ in range(9):
+            states, y_pred = rnn.forward([ix], a)
+            a = states[-1]
+            ix = int(y_pred[0].argmax())
+            likeliest.append(ix)
+        self.assertEqual(rnn.sample(a_prev, 3, 9, temperature=0), likeliest)
+        drawn = [rnn.sample(a_prev, 3, 50, seed=seed) for seed in (1, 1, 2)]
+        self.assertTrue(drawn[0] == drawn[1] != drawn[2])
+        self.assertEqual(len(drawn[0]), 50)
 
     def test_temperature_zero_takes_the_likeliest_character_after_the_whole_start(self):
         reader = self.reader("abcdefgh" * 20, 4)
         rnn = RNN(16, 8, 4, 0.1, seed=5)
         start = text = "abcdefgh" * 100
         for _ in range(20):
-            y_pred = rnn.forward(char_rnn.encode(text, reader.chars), np.zeros(16))[1]
+            y_pred = rnn.forward(encode(text, reader.chars), np.zeros(16))[1]
             text += reader.chars[y_pred[-1].argmax()]
         for temperature in (0, 1e-320):
             self.assertEqual(rnn.predict(reader, start, 20, temperature), text)
 
-    def test_evaluate_reads_the_whole_text_in_streams_of_at_least_2000_characters(self):
-        rnn = RNN(32, 62, 8, 0.01, dtype=np.float64)
-        ids = DataReader(FABLES, 8).train_ids
-        for length, streams in ((2, 1), (3999, 1), (4001, 2), (12_001, 6)):
+    def test_a_temperature_below_zero_and_an_empty_start_are_refused(self):
+        reader = self.reader("abcdefgh" * 20, 4)
+        rnn = RNN(16, 8, 4, 0.1)
+        for temperature in (-0.5, math.nan, math.inf):
+            with self.assertRaisesRegex(Mistake, "temperature must be a number from 0 on"):
+                rnn.predict(reader, "a", 5, temperature)
+        with self.assertRaisesRegex(Mistake, "the start is empty"):
+            rnn.predict(reader, "", 5)
+
+    def test_evaluate_reads_a_text_in_up_to_64_streams_of_at_least_2000_characters(self):
+        rnn = RNN(6, 62, 8, 0.01, dtype=np.float64)
+        text = np.tile(DataReader(FABLES, 8).train_ids[:70_000], 2)
+        for length, streams in ((2, 1), (3999, 1), (4001, 2), (12_001, 6), (140_000, 64)):
             steps = (length - 1) // streams
             nats = []
             for start in range(0, streams * steps, steps):
-                text = ids[start : start + steps + 1]
-                y_pred = rnn.forward(text[:-1], np.zeros(32))[1]
-                nats.append(rnn.loss(y_pred, text[1:]) / steps)
-            self.assertAlmostEqual(rnn.evaluate(ids[:length]), np.mean(nats), places=12)
-
-    def test_a_part_of_a_text_is_spread_evenly_over_it(self):
-        rnn = RNN(4, 50, 8, 0.01)
-        ids = np.repeat(np.arange(50), 2000)
-        with mock.patch.object(RNN, "forward", autospec=True, side_effect=RNN.forward) as forward:
-            rnn.evaluate(ids, at_most=5000)
-        read = np.concatenate([call.args[1].ravel() for call in forward.call_args_list])
-        self.assertEqual(len(read), 5000 // 50 * 50)
-        self.assertEqual(set(read), set(range(50)))
+                ids = text[start : start + steps + 1]
+                y_pred = rnn.forward(ids[:-1], np.zeros(6))[1]
+                nats.append(rnn.loss(y_pred, ids[1:]) / steps)
+            self.assertAlmostEqual(rnn.evaluate(text[:length]), np.mean(nats), places=12)
+        with self.assertRaisesRegex(Mistake, "nothing to predict in 1 character"):
+            rnn.evaluate(text[:1])
 
 
 class TestTraining(InFolder):
@@ -402,6 +602,18 @@ class TestTraining(InFolder):
             said = rnn.predict(reader, "hel", 21, temperature=0)
             self.assertEqual(said, "hello hello hello hello ")
 
+    def test_the_hidden_state_is_carried_from_batch_to_batch_and_zero_at_the_start_of_a_pass(self):
+        reader = self.reader(SHORT[:400], 8, 3)
+        rnn = RNN(16, reader.vocab_size, 8, 1e-12, dtype=np.float64)  # its weights stay
+        losses = rnn.train(reader, max_iters=2 * reader.batches, report=silent).losses
+        a, y_pred = rnn.forward(reader.inputs, np.zeros((3, 16)))  # all steps of a pass at once
+        expected = []
+        for start in range(0, len(a) - 1, 8):
+            steps = slice(start, start + 8)
+            targets = reader.targets[steps]
+            expected.append(rnn.loss(y_pred[steps], targets) / len(targets))
+        np.testing.assert_allclose(losses, expected * 2, rtol=1e-8)
+
     def test_a_run_in_two_parts_is_the_run_in_one_and_without_it_a_new_one_starts(self):
         reader = DataReader("text.txt", 8, 4)
         whole, parts = (RNN(16, reader.vocab_size, 8, 0.01) for _ in range(2))
@@ -409,13 +621,32 @@ class TestTraining(InFolder):
         half = parts.train(reader, max_iters=200, report=stop_at_130)
         self.assertEqual(half.iteration, 130)
         half.stop = False
-        parts.train(reader, max_iters=200, report=silent, run=half)
+        parts.train(reader, report=silent, run=half)  # to the end that it has
         self.assertEqual(run.losses, half.losses)
         np.testing.assert_equal(parts.parameters(), whole.parameters())
         fresh = copy.deepcopy(whole)
         again = whole.train(reader, max_iters=200, report=silent)
         self.assertEqual(fresh.train(reader, max_iters=200, report=silent).losses, again.losses)
         self.assertEqual((again.iteration, len(again.losses)), (200, 200))
+
+    def test_a_run_goes_on_to_a_later_end_and_refuses_one_that_lies_behind_it(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        run = rnn.train(reader, max_iters=20, report=silent)
+        rnn.train(reader, max_iters=30, report=silent, run=run)
+        self.assertEqual((run.iteration, run.max_iters), (30, 30))
+        with self.assertRaisesRegex(Mistake, "at iteration 30: 29 is too few"):
+            rnn.train(reader, max_iters=29, report=silent, run=run)
+        rnn.train(reader, max_iters=30, report=silent, run=run)
+        self.assertEqual((run.iteration, run.max_iters), (30, 30))
+        self.assertEqual(Run(rnn).max_iters, 2500)
+
+    def test_a_threshold_that_guessing_reaches_is_refused(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        for threshold in (math.log(reader.vocab_size), 10, -1, math.nan):
+            with self.assertRaisesRegex(Mistake, "nats per character: take one below 3.89"):
+                rnn.train(reader, threshold=threshold)
 
     def test_copies_pickles_and_loaded_models_learn_as_the_model_does(self):
         reader = DataReader("text.txt", 8, 4)
@@ -431,16 +662,18 @@ class TestTraining(InFolder):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(64, reader.vocab_size, 8, 0.01)
         rows = []
-        run = rnn.train(reader, max_iters=1200, report=lambda run: rows.append(run.history[-1]))
-        iterations, seconds, train_losses, val_losses = zip(*run.history)
+        run = rnn.train(reader, max_iters=1200, report=lambda run: rows.append(run.seconds))
+        iterations, train_losses, val_losses = zip(*run.history)
         self.assertEqual(iterations, (0, 100, 250, 500, 1000, 1200))
         self.assertEqual(len(rows), 1201)  # one call before the first iteration
         self.assertTrue(min(val_losses) < val_losses[-1] == rnn.evaluate(reader.val_ids))
         means = [np.mean(run.losses[start:stop]) for start, stop in pairwise(iterations)]
         np.testing.assert_allclose(train_losses, [math.nan, *means])  # each since the row before
-        self.assertTrue(0 < seconds[1] < seconds[2] < seconds[-1] <= run.seconds)
+        self.assertEqual(rows[0], 0)
+        self.assertTrue(all(before < after for before, after in pairwise(rows)))
         rnn.use(run.best)
         self.assertEqual(rnn.evaluate(reader.val_ids), min(val_losses))
+        self.assertEqual(run.best_iteration, iterations[np.argmin(val_losses)])
 
     def test_a_run_that_only_gets_worse_keeps_the_weights_it_began_with(self):
         reader = DataReader("text.txt", 8, 4)
@@ -448,6 +681,32 @@ class TestTraining(InFolder):
         before = copy.deepcopy(rnn.parameters())
         run = rnn.train(reader, max_iters=5, report=silent)
         np.testing.assert_equal(run.best, before)
+        self.assertEqual(run.best_iteration, 0)
+
+    def test_with_nothing_held_out_the_best_weights_are_the_latest(self):
+        reader = DataReader("text.txt", 8, 4, val_fraction=0)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        run = rnn.train(reader, max_iters=150, report=silent)
+        np.testing.assert_equal(run.best, rnn.parameters())
+        self.assertEqual(run.best_iteration, 150)
+        self.assertTrue(all(math.isnan(val_loss) for _, _, val_loss in run.history))
+
+    def test_weights_that_diverge_never_become_the_best(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 1e38, "sgd")
+        run = Run(rnn)
+        with self.assertRaisesRegex(Mistake, r"loss is nan: try a learning rate below 1e\+38"):
+            rnn.train(reader, max_iters=1, report=silent, run=run)
+        self.assertTrue(all(np.isfinite(w).all() for w in run.best.values()))
+
+    def test_a_row_validates_on_the_first_100_000_characters_that_are_held_out(self):
+        reader = self.reader("abcdefgh" * 20_000, 8, 4, val_fraction=0.9)
+        reader.val_ids = reader.val_ids.copy()
+        reader.val_ids[100_000:] = 0
+        rnn = RNN(4, 8, 8, 0.01)
+        run = Run(rnn)
+        run.validate(rnn, reader)
+        self.assertEqual(run.history[0][2], rnn.evaluate(reader.val_ids[:100_000]))
 
     def test_the_loss_that_is_kept_is_for_each_character_also_in_a_shorter_batch(self):
         reader = self.reader("ab" * 21, 8, 2, val_fraction=0)  # 20 steps: batches of 8, 8 and 4
@@ -455,31 +714,49 @@ class TestTraining(InFolder):
         losses = rnn.train(reader, max_iters=3, report=silent).losses
         np.testing.assert_allclose(losses, losses[0], rtol=0.2)
 
-    def test_a_threshold_that_is_not_reached_is_said_and_one_that_guessing_reaches_is_refused(self):
-        reader = DataReader("text.txt", 8, 4)
-        rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        for threshold, said in ((2.0, "threshold 2 was not reached"), (0.0, "sample\n")):
-            out = io.StringIO()
-            with contextlib.redirect_stdout(out):
-                rnn.train(reader, max_iters=3, threshold=threshold)
-            self.assertIn(said, out.getvalue())
-        self.assertNotIn("threshold", out.getvalue())
-        for threshold in (10, -1, math.nan):
-            with self.assertRaisesRegex(Mistake, "nats per character: take one below 3.89"):
-                rnn.train(reader, threshold=threshold)
+    def test_without_a_rate_each_optimiser_takes_its_own(self):
+        rates = set()
+        for name, (_, rate) in OPTIMIZERS.items():
+            self.assertEqual(RNN(4, 3, 2, optimizer=name).learning_rate, rate)
+            rates.add(rate)
+        self.assertEqual(len(rates), 3)
+        self.assertEqual(RNN(4, 3, 2).optimizer, "adam")
+        for options in ({"learning_rate": 0}, {"learning_rate": math.nan}, {"optimizer": "adamw"}):
+            with self.assertRaisesRegex(Mistake, "must be"):
+                RNN(4, 3, 2, **options)
 
-    def test_a_gru_by_subclass_is_checked_trained_saved_and_loaded_and_is_no_rnn(self):
+    def test_a_gru_and_an_lstm_by_subclass_are_checked_trained_saved_loaded_and_sampled(self):
         reader = DataReader("text.txt", 8, 4)
-        gru = GRU(5, reader.vocab_size, 8, 0.01, dtype=np.float64)
-        inputs, targets = reader.next_batch()
-        self.assertLess(check_gradients(gru, inputs, targets), 1e-6)
-        run = gru.train(reader, max_iters=100, report=silent)
-        self.assertLess(run.smooth_loss, math.log(reader.vocab_size))
-        save_checkpoint("gru.npz", gru, run, reader)
-        loaded, again, about = load_checkpoint("gru.npz", model=GRU)
-        self.assertEqual(loaded.predict(about, "T", 40, 0), gru.predict(reader, "T", 40, 0))
-        np.testing.assert_equal((again.m, again.best), (run.m, run.best))
-        self.refuse("not of a network of class RNN: see Wua, Wux, best_Wua", "sample", "gru.npz")
+        for kind in (GRU, LSTM):
+            for B in (3, None):
+                rnn, inputs, targets, _ = self.problem(B=B, kind=kind)
+                self.assertLess(max(check_gradients(rnn, inputs, targets).values()), 1e-6, kind)
+            rnn = kind(16, reader.vocab_size, 8, 0.01)
+            run = rnn.train(reader, max_iters=250, report=silent)
+            self.assertLess(run.history[-1][2], 3)
+            path = save_checkpoint(f"{kind.__name__}.npz", rnn, run, reader)
+            loaded, again, about = load_checkpoint(path, model=kind)
+            self.assertEqual(loaded.predict(about, "T", 40, 0), rnn.predict(reader, "T", 40, 0))
+            np.testing.assert_equal((again.m, again.best), (run.m, run.best))
+            losses = [
+                net.train(reader, 260, report=silent, run=its).losses
+                for net, its in ((rnn, run), (loaded, again))
+            ]
+            self.assertEqual(*losses)
+        self.refuse("not of a network of class RNN: see Wra, Wrx", "sample", "GRU.npz")
+        self.refuse("not of a network of class RNN: see Wa, Waa, Wax", "sample", "LSTM.npz")
+
+    def test_rows_never_fail_on_what_the_output_cannot_show(self):
+        reader = self.reader("лиса и ворона 語 " * 30, 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        raw = io.BytesIO()
+        narrow = io.TextIOWrapper(raw, encoding="cp1252")
+        with contextlib.redirect_stdout(narrow):
+            rnn.train(reader, max_iters=100)
+        narrow.flush()
+        header, first, *_ = raw.getvalue().decode("cp1252").splitlines()
+        self.assertEqual(header, char_rnn.HEADER)
+        self.assertRegex(first, r"^ {8}0 .*\?")
 
 
 class TestText(InFolder):
@@ -515,6 +792,27 @@ class TestText(InFolder):
                 self.assertLess(trained - 1 - len(columns), streams)
                 self.assertEqual(len(read), reader.batches)
 
+    def test_nothing_is_held_out_where_a_part_would_be_too_short(self):
+        for length, streams, fraction, held_out in (
+            (20, 1, 0.1, 2),
+            (19, 1, 0.1, 0),
+            (20, 17, 0.1, 2),
+            (20, 18, 0.1, 0),
+            (20, 1, 0, 0),
+            (20, 2, 0.85, 17),
+        ):
+            reader = self.reader(
+                "ab" * 10 if length == 20 else "a" * 18 + "b", 5, streams, fraction
+            )
+            self.assertEqual(len(reader.val_ids), held_out, (length, streams, fraction))
+            self.assertEqual(len(reader.train_ids), length - held_out)
+
+    def test_a_text_that_is_too_short_or_has_one_character_is_refused(self):
+        self.assertEqual(len(self.reader("abc", 5, 2).inputs), 1)
+        for text, streams in (("ab", 2), ("aaaa", 1), ("", 1)):
+            with self.assertRaisesRegex(Mistake, f"more than {streams} characters are needed, 2"):
+                self.reader(text, 5, streams)
+
     def test_shuffled_lines_are_the_same_lines_in_an_order_that_is_always_the_same(self):
         names = [f"name {i:03}" for i in range(200)]
         texts = []
@@ -531,6 +829,25 @@ class TestText(InFolder):
         self.assertEqual((reader.vocab_size, reader.train_ids.tolist()), (4, [0, 1, 2] * 2))
         with self.assertRaisesRegex(Mistake, r"never saw '\\t' 'é' '語'"):
             self.reader("abc é語\tabc", 2, chars=list("abc "))
+        self.assertEqual(encode("", "ab").tolist(), [])
+
+    def test_a_reader_knows_its_text_again_by_the_checksum(self):
+        reader = DataReader("text.txt", 8)
+        DataReader("text.txt", 8, checksum=reader.checksum)
+        self.assertNotEqual(self.reader(SHORT + "a", 8).checksum, reader.checksum)
+        with self.assertRaisesRegex(Mistake, "text.txt is not the text that the network was"):
+            DataReader("text.txt", 8, checksum=reader.checksum)
+
+    def test_a_new_text_begins_after_a_newline_where_there_is_one(self):
+        self.assertEqual(char_rnn.opening(["\t", "\n", "a"]), "\n")
+        self.assertEqual(char_rnn.opening(["A", "C"]), "A")
+
+    def test_a_reader_by_path_and_numpys_numbers_can_be_saved(self):
+        two = np.int64(2)
+        reader = DataReader(Path("text.txt"), two * 4, two, np.float64(0.2))
+        rnn = RNN(two * 2, np.int64(reader.vocab_size), two * 4, np.float32(0.01))
+        _, _, about = load_checkpoint(save_checkpoint("mine.npz", rnn, Run(rnn), reader))
+        self.assertEqual((about.path, about.batch_size, about.val_fraction), ("text.txt", 2, 0.2))
 
 
 NARROW = """
@@ -562,17 +879,26 @@ class TestSystem(InFolder):
                 printed = re.search("to go on:  python .*char_rnn.py (.*)", out)[1]
                 command = printed.split()
                 self.assertEqual(command, ["resume", "char_rnn.npz"])
+                stopped = int(
+                    re.search("stopped after iteration ([0-9,]+)", out)[1].replace(",", "")
+                )
+                self.assertEqual(load_checkpoint("char_rnn.npz")[1].iteration, stopped)
         status, _, err = self.real(*command)
         self.assertEqual((status, err), (0, ""))
         self.assertEqual(self.contents("straight.npz"), self.contents("char_rnn.npz"))
 
     def test_ctrl_c_ends_after_the_iteration_and_a_second_one_at_once(self):
         run = Run(RNN(4, 5, 6, 0.1))
-        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
-        char_rnn.stop(run, signal.SIGINT, None)
+        session = Session(None, None, run, "char_rnn.npz", None)
+        session.stop(signal.SIGINT, None)
         self.assertTrue(run.stop)
         with self.assertRaises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    def test_a_second_ctrl_c_is_no_traceback(self):
+        with mock.patch.object(char_rnn, "train_command", side_effect=KeyboardInterrupt):
+            self.assertEqual(self.main(*self.flags), (130, "", ""))
 
     def test_a_new_run_takes_a_free_name_whatever_stands_there_and_keeps_it_from_others(self):
         self.write("char_rnn.npz", "a thesis")
@@ -586,9 +912,23 @@ class TestSystem(InFolder):
         for seed, path in enumerate(saved):
             self.train("--max-iters=600", f"--seed={seed}", f"--checkpoint=alone{seed}.npz")
             self.assertEqual(self.contents(path), self.contents(f"alone{seed}.npz"))
+        self.assertNotEqual(self.contents("alone0.npz"), self.contents("alone1.npz"))
         after = self.files()
         self.assertEqual({name: after[name] for name in before}, before)
         self.assertFalse(Path("nowhere.npz").exists())
+
+    def test_two_processes_on_one_checkpoint_take_nothing_from_each_other(self):
+        flags = [*self.flags, "--max-iters=4000"]
+        self.succeed(*flags, "--checkpoint=straight.npz")
+        first = self.started(*flags, row="500")
+        second = self.start("resume", "char_rnn.npz")
+        outs = [process.communicate()[0] for process in (first, second)]
+        moved = re.findall(
+            "char_rnn.npz was changed by another program: going on in (.*)", "".join(outs)
+        )
+        self.assertEqual(moved, ["char_rnn-2.npz"])
+        for path in ("char_rnn.npz", "char_rnn-2.npz"):
+            self.assertEqual(self.contents(path), self.contents("straight.npz"))
 
     def test_a_full_disk_or_a_read_only_folder_is_told_before_training_and_costs_nothing(self):
         self.train("--max-iters=100")
@@ -602,7 +942,7 @@ class TestSystem(InFolder):
             for args in (self.flags, ["resume", "char_rnn.npz", "--max-iters=9000"]):
                 status, out, err = self.real(how, *args, script=["narrow.py"], env=env)
                 self.assertEqual((status, out), (2, ""))
-                self.assertRegex(err, rf"\Achar_rnn.py: error: .*{said}.*\n\Z")
+                self.assertRegex(err, rf"\Achar_rnn.py: error: .*{said}: 'char_rnn.npz'\n\Z")
             os.chmod(".", 0o755)
             self.assertEqual(self.files(), {**before, "narrow.py": NARROW.encode()})
 
@@ -613,17 +953,31 @@ class TestSystem(InFolder):
         self.assertTrue(Path("link.npz").is_symlink())
         self.assertEqual(load_checkpoint("real.npz")[1].iteration, 30)
 
-    def test_a_bug_in_a_copy_keeps_its_traceback(self):
+    def test_a_bug_in_a_copy_keeps_its_traceback_in_every_command(self):
+        self.train("--max-iters=1")
         source = Path(SCRIPT).read_text(encoding="utf-8")
         for line, wrong in (
             ("dz @ self.Wya\n", "dz @ self.Waa\n"),
             ("(1 + math.cos", "('1' + math.cos"),
+            ("        self.losses = []\n", "        self.losses = [].copi()\n"),
+            (
+                "        self.seq_length = seq_length\n        self.learning",
+                "        self.learning",
+            ),
+            ("        H, V = hidden_size, vocab_size\n", "        H = hidden_size\n"),
         ):
             self.assertIn(line, source)
             self.write("copy.py", source.replace(line, wrong, 1))
-            status, _, err = self.real(*self.flags, script=("copy.py",))
-            self.assertEqual(status, 1)
-            self.assertIn("Traceback", err)
+            for args in (self.flags, ["resume", "char_rnn.npz", "--max-iters=9"]):
+                status, _, err = self.real(*args, script=("copy.py",))
+                self.assertEqual(status, 1, (wrong, err))
+                self.assertIn("Traceback", err)
+
+    def test_the_script_alone_asks_for_a_text(self):
+        shutil.copy(SCRIPT, "char_rnn.py")
+        status, out, err = self.real(script=("char_rnn.py",))
+        self.assertEqual((status, out), (2, ""))
+        self.assertEqual(err, "char_rnn.py: error: give a text: python char_rnn.py train my.txt\n")
 
     def test_what_goes_to_a_pipe_is_utf_8_and_what_is_no_terminal_has_no_live_line(self):
         text = "лиса и ворона \x1b[31m語\n" * 30
@@ -633,23 +987,35 @@ class TestSystem(InFolder):
         self.assertEqual((status, err, "\r" in out), (0, "", False))
         _, out, _ = self.real("sample", "--start", text[:20], "--length=0", env=env)
         self.assertEqual(out, text[:20] + "\n")
+        self.assertIn("'é' '語2'"[:3], self.real("sample", "--start=é", env=env)[2])
 
     def test_a_terminal_gets_a_live_line_that_rows_replace_and_no_control_characters(self):
         self.write("text.txt", "the fox \x1b[31m and \x07 the owl\n" * 30)
         out = self.on_terminal(*self.flags, "--max-iters=3000")
-        live = re.findall(r"( *[\d,]+  loss [\d.]+  [\d,]+ characters/s  \d+ s left *)\r", out)
-        self.assertTrue(live and set(map(len, live)) == {70})
+        live = re.findall(r"( *[\d,]+  loss [\d.]+  \d+ s left *)\r", out)
+        numbers = [int(line.split()[0].replace(",", "")) for line in live]
+        rows = {100, 250, *range(500, 3001, 500)}
+        self.assertEqual(numbers, [i for i in range(10, 3000, 10) if i not in rows])
+        self.assertEqual(set(map(len, live)), {40})
         rows = re.findall(r"( *(?:100|250|3,000)   .*)\r\n", out)
-        self.assertTrue(len(rows) == 3 and min(map(len, rows)) >= 70)
+        self.assertTrue(len(rows) == 3 and min(map(len, rows)) >= 40)
         self.assertNotRegex(out, "[\x00-\x08\x0b\x0c\x0e-\x1f]")
         out = self.on_terminal("sample", "char_rnn.npz", "--start", "fox \x1b[31m", "--length=0")
         self.assertEqual(out, "fox \N{REPLACEMENT CHARACTER}[31m\r\n")
 
-    def on_terminal(self, *args):
+    def test_a_terminal_of_another_encoding_gets_what_it_can_show(self):
+        self.write("café.txt", SHORT)
+        env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        flags = [*SMALL, "--max-iters=1"]
+        self.assertIn("caf\\xe9.txt", self.on_terminal("café.txt", *flags, env=env))
+        env["PYTHONIOENCODING"] = "ascii"
+        self.assertIn("caf?.txt", self.on_terminal("café.txt", *flags, env=env))
+
+    def on_terminal(self, *args, **options):
         import pty
 
         master, terminal = pty.openpty()
-        process = self.start(*args, stdout=terminal)
+        process = self.start(*args, stdout=terminal, **options)
         os.close(terminal)
         chunks = []
         with contextlib.suppress(OSError):  # Linux ends a terminal with an error
@@ -657,80 +1023,218 @@ class TestSystem(InFolder):
                 chunks.append(chunk)
         os.close(master)
         self.assertEqual((process.wait(), process.stderr.read()), (0, ""))
-        return b"".join(chunks).decode()
+        return b"".join(chunks).decode(errors="backslashreplace")
 
     def test_head_ends_a_run_in_silence(self):
         process = self.started(*self.flags, "--hidden-size=256", row="0")
         process.stdout.close()  # all that "| head" does when it has seen enough
         self.assertEqual((process.stderr.read(), process.wait()), ("", -signal.SIGPIPE))
 
+    def test_one_thread_is_used_unless_the_user_says_otherwise(self):
+        code = "import char_rnn, os; print(os.environ['OMP_NUM_THREADS'])"
+        env = {**os.environ, "PYTHONPATH": str(HERE)}
+        del env["OMP_NUM_THREADS"]
+        self.assertEqual(self.real(code, script=["-c"], env=env)[1], "1\n")
+        env["OMP_NUM_THREADS"] = "2"
+        self.assertEqual(self.real(code, script=["-c"], env=env)[1], "2\n")
+
+    def test_a_text_that_cannot_be_read_again_is_read_and_no_command_that_fails_is_printed(self):
+        os.mkfifo("pipe.txt")
+        for text in ("-", "pipe.txt"):
+            flags = [text, *SMALL, "--max-iters=100000", f"--checkpoint={text[:1]}.npz"]
+            process = self.start("train", *flags, stdin=subprocess.PIPE)
+            if text == "-":
+                process.stdin.write(SHORT)
+            else:
+                self.write(text, SHORT)
+            process.stdin.close()
+            process.stdin = None
+            next(line for line in process.stdout if line.split()[:1] == ["100"])
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+            self.assertEqual((process.returncode, err), (130, ""))
+            self.assertRegex(out, rf"saved in {text[:1]}\.npz\n\Z")
+
 
 class TestCommandLine(InFolder):
     def test_rows_come_at_0_100_250_and_every_interval_and_an_ended_run_is_only_told(self):
         out = self.train("--max-iters=1250", "--eval-interval=400", "--checkpoint=run.npz")
         out += self.succeed("resume", "run.npz", "--max-iters=1300")
-        row = r"^( *([\d,]+) +[\d.]+ +(?:-|\d\.\d{3}) +(\d\.\d{3}) +(?:-|\d+ s)  (.+))$"
-        lines, iterations, val_losses, samples = zip(*re.findall(row, out, re.MULTILINE))
+        row = r"^( *([\d,]+) +([\d.]+) +(-|\d\.\d{3}) +(\d\.\d{3}) +(?:-|\d+)  (.+))$"
+        found = re.findall(row, out, re.MULTILINE)
+        lines, iterations, smooth, train_losses, val_losses, samples = zip(*found)
         numbers = [int(iteration.replace(",", "")) for iteration in iterations]
         self.assertEqual(numbers, [0, 100, 250, 400, 800, 1200, 1250, 1300])
-        self.assertTrue(max(map(len, lines)) < 80 and min(map(len, samples)) >= 20)
+        self.assertEqual(out.count(char_rnn.HEADER), 2)  # once for each of the two
+        self.assertTrue(max(map(len, lines)) <= 80 and min(map(len, samples)) >= 20)
         _, run, _ = load_checkpoint("run.npz")
-        self.assertEqual(val_losses, tuple(f"{row[3]:.3f}" for row in run.history))
+        self.assertEqual(val_losses, tuple(f"{row[2]:.3f}" for row in run.history))
+        means = tuple(f"{row[1]:.3f}".replace("nan", "-") for row in run.history)
+        self.assertEqual(train_losses, means)
+        self.assertEqual(smooth[-1], f"{run.smooth_loss:.3f}")
         self.assertIn("read 14.7 times in 1,250 iterations", out)  # 85 batches of 4 x 8
         before = self.contents("run.npz")
-        self.assertIn("the run has ended at iteration 1,300", self.succeed("resume", "run.npz"))
+        out = self.succeed("resume", "run.npz")
+        self.assertIn("the run has ended at iteration 1,300", out)
+        self.assertNotIn(char_rnn.HEADER, out)
         self.assertEqual(self.contents("run.npz"), before)
+
+    def test_a_row_shows_what_the_network_writes_after_a_newline(self):
+        out = self.train("--max-iters=100")
+        rnn, _, about = load_checkpoint("char_rnn.npz")
+        text = rnn.predict(about, "\n", 40, temperature=0.7, seed=0)
+        self.assertIn(f"  {' '.join(text.split())}\n", out)
+
+    def test_the_time_left_is_that_of_the_iterations_that_are_left(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        run = Run(rnn)
+        run.plan(max_iters=1000)
+        run.iteration = 250
+        run.seconds = 5.0
+        run.history = [[250, 1.0, 1.0]]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            char_rnn.print_progress(rnn, reader, run)
+        self.assertEqual(out.getvalue().split()[4], "15")
 
     def test_the_default_run_reads_the_fables_whatever_the_folder_and_however_it_is_started(self):
         Path("link.py").symlink_to(SCRIPT)
         out = self.real("--max-iters=2", script=("link.py",))[1]
-        title = "fables.txt, 256 hidden units, 97,598 parameters\n392,631 characters to train on"
-        self.assertTrue(out.startswith(title))
-        self.assertRegex(
-            out, r"validation loss \d\.\d{4} nats.*\non all 43,625 characters held out"
-        )
+        length = len(Path(FABLES).read_text(encoding="utf-8"))
+        sizes = f"{length - length // 10:,} characters to train on, .*\n{length // 10:,} characters"
+        self.assertRegex(out, f"\\Afables.txt, 256 hidden units, 97,598 parameters\n{sizes} held")
+        self.assertIn("guessing among 62 costs 4.127\n", out)
         self.assertEqual(self.real("--help", script=("-OO", SCRIPT))[0], 0)
 
-    def test_every_optimiser_has_its_own_default_rate(self):
-        for name, (_, rate) in OPTIMIZERS.items():
-            self.train("--max-iters=1", f"--optimizer={name}", f"--checkpoint={name}.npz")
-            self.assertEqual(load_checkpoint(f"{name}.npz")[0].learning_rate, rate)
-        self.assertEqual(len({rate for _, rate in OPTIMIZERS.values()}), 3)
+    def test_every_flag_of_train_arrives_where_it_belongs(self):
+        flags = "--hidden-size=6 --seq-length=7 --batch-size=5 --optimizer=sgd --max-iters=9"
+        flags += " --learning-rate=0.25 --eval-interval=3 --val-fraction=0.2 --shuffle-lines"
+        flags += " --threshold=0.5 --checkpoint=mine.npz"
+        self.succeed("text.txt", *flags.split())  # train may be left out
+        rnn, run, about = load_checkpoint("mine.npz")
+        self.assertEqual((rnn.hidden_size, rnn.seq_length, about.seq_length), (6, 7, 7))
+        self.assertEqual((rnn.optimizer, rnn.learning_rate), ("sgd", 0.25))
+        self.assertEqual((about.batch_size, about.val_fraction), (5, 0.2))
+        self.assertTrue(about.shuffle_lines)
+        self.assertEqual((run.max_iters, run.eval_interval, run.threshold), (9, 3, 0.5))
+        self.assertEqual([row[0] for row in run.history], [0, 3, 6, 9])
 
-    def test_the_closing_figure_is_of_all_that_is_held_out_by_the_best_weights(self):
+    def test_help_names_the_defaults_that_are_used(self):
+        for command in ("train", "sample"):
+            defaults = vars(char_rnn.parse([command]))
+            out = self.main(command, "--help")[1]
+            found = dict(
+                re.findall(r"--([a-z-]+) (?:(?!--)[^()])*\(([\d.]+)\)", " ".join(out.split()))
+            )
+            self.assertGreater(len(found), 1)
+            for flag, number in found.items():
+                self.assertEqual(float(number), defaults[flag.replace("-", "_")], flag)
+
+    def test_a_seed_repeats_a_run_and_another_gives_another(self):
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            self.train("--max-iters=5", f"--seed={seed}", f"--checkpoint={name}.npz")
+        self.assertEqual(self.contents("a.npz"), self.contents("b.npz"))
+        self.assertNotEqual(self.contents("a.npz"), self.contents("c.npz"))
+
+    def test_a_threshold_ends_a_run_on_the_command_line(self):
+        self.write("text.txt", "hello " * 400)
+        self.train("--threshold=1")
+        _, run, _ = load_checkpoint("char_rnn.npz")
+        self.assertTrue(run.iteration < 2500 and run.smooth_loss <= 1)
+
+    def test_the_closing_lines_are_of_all_that_is_held_out_by_the_best_weights(self):
+        best, last, about = self.overfitted()
+        val_ids = DataReader("text.txt", 8, 4, 0.5).val_ids
+        out = self.succeed("resume", "char_rnn.npz")
+        nats = best.evaluate(val_ids)
+        self.assertNotEqual(nats, last.evaluate(val_ids))
+        perplexity = f"perplexity {math.exp(nats):.2f},\n"
+        self.assertIn(f"validation loss {nats:.4f} nats per character, {perplexity}", out)
+        _, run, _ = load_checkpoint("char_rnn.npz")
+        weights = f"with the weights of iteration {run.best_iteration:,}\n"
+        self.assertIn(f"on the 1,500 characters held out, {weights}", out)
+        self.assertIn(best.predict(about, "\n", 300, temperature=0.7, seed=0), out)
+        self.assertNotIn("No row was better", out)
+
+    def test_the_closing_figure_is_of_more_than_a_row_reads(self):
         self.write("text.txt", SHORT * 60)
         out = self.train("--val-fraction=0.8", "--max-iters=1")
         rnn, run, _ = load_checkpoint("char_rnn.npz")
         rnn.use(run.best)
         nats = rnn.evaluate(DataReader("text.txt", 8, 4, 0.8).val_ids)
         self.assertIn(f"validation loss {nats:.4f} nats per character", out)
+        self.assertNotIn("validation loss", self.train("--val-fraction=0", "--max-iters=1"))
+
+    def test_where_the_first_row_stays_the_best_it_is_said_and_last_takes_the_weights_reached(self):
+        self.write("text.txt", CATS)
+        out = self.train("--max-iters=300")
+        self.assertIn("No row was better than the first", out)
+        rnn, run, about = load_checkpoint("char_rnn.npz")
+        self.assertEqual(run.best_iteration, 0)
+        last = rnn.predict(about, "c", 60, temperature=0)
+        self.assertIn("cats purr cats purr ", last)
+        flags = ["sample", "char_rnn.npz", "--start=c", "--temperature=0", "--length=60"]
+        self.assertIn("cats purr cats purr ", self.succeed(*flags, "--last"))
+        self.assertNotIn("cats", self.succeed(*flags))
+        self.write("cats.txt", CATS[:240])
+        nats = rnn.evaluate(encode(CATS[:240], about.chars))
+        self.assertIn(
+            f"{nats:.4f} nats", self.succeed("test", "char_rnn.npz", "cats.txt", "--last")
+        )
+        rnn.use(run.best)
+        nats = rnn.evaluate(encode(CATS[:240], about.chars))
+        self.assertIn(f"{nats:.4f} nats", self.succeed("test", "char_rnn.npz", "cats.txt"))
+        out = self.train("--max-iters=300", "--val-fraction=0")
+        self.assertNotIn("No row", out)
 
     def test_sample_writes_with_the_best_weights_of_the_newest_checkpoint(self):
-        self.train(
-            "--hidden-size=64", "--max-iters=500", "--val-fraction=0.5", "--learning-rate=0.02"
-        )
-        rnn, run, about = load_checkpoint("char_rnn.npz")
-        last = rnn.predict(about, "\n", 60, temperature=0)
-        rnn.use(run.best)
-        best = rnn.predict(about, "\n", 60, temperature=0)
-        self.assertNotEqual(best, last)
+        best, last, about = self.overfitted()
+        text = best.predict(about, "\n", 60, temperature=0)[1:]
+        self.assertNotEqual(last.predict(about, "\n", 60, temperature=0)[1:], text)
         flags = ["sample", "--temperature=0", "--length=60"]
-        self.assertEqual(self.succeed(*flags, told="from char_rnn.npz\n"), best + "\n")
+        self.assertEqual(self.succeed(*flags, told="from char_rnn.npz\n"), text + "\n")
+        os.utime("char_rnn.npz", (1, 1))
         self.train("--max-iters=1")
-        self.assertNotEqual(self.succeed(*flags, told="from char_rnn-2.npz\n"), best + "\n")
-        seeded = [self.succeed("sample", "char_rnn.npz", f"--seed={seed}") for seed in (1, 1, 2)]
+        self.assertNotEqual(self.succeed(*flags, told="from char_rnn-2.npz\n"), text + "\n")
+        self.assertIn(
+            "saving in char_rnn-2.npz\n", self.succeed("resume", told="from char_rnn-2.npz\n")
+        )
+
+    def test_sample_has_a_length_a_start_a_temperature_and_a_seed(self):
+        self.train("--max-iters=200")
+        flags = ["sample", "char_rnn.npz"]
+        seeded = [self.succeed(*flags, f"--seed={seed}") for seed in (1, 1, 2)]
         self.assertTrue(seeded[0] == seeded[1] != seeded[2])
+        self.assertEqual(len(seeded[0]), 401)
+        self.assertNotEqual(self.succeed(*flags), self.succeed(*flags))
+        rnn, run, about = load_checkpoint("char_rnn.npz")
+        rnn.use(run.best)
+        expected = rnn.predict(about, "\nThe hen", 50, temperature=0.3, seed=4)[1:]
+        flags += ["--start=The hen", "--length=50", "--seed=4"]
+        self.assertEqual(self.succeed(*flags, "--temperature=0.3"), f"{expected}\n")
+        expected = rnn.predict(about, "\nThe hen", 50, seed=4)[1:]
+        self.assertEqual(self.succeed(*flags), f"{expected}\n")
+
+    def test_nothing_is_written_before_a_start_is_checked(self):
+        self.train("--max-iters=1")
+        self.refuse("never saw 'É'", "sample", "char_rnn.npz", "--start=Élan")
+        self.refuse("temperature", "sample", "char_rnn.npz", "--start=The", "--temperature=-1")
 
     def test_sample_lines_writes_whole_lines_and_nothing_else(self):
+        self.write("text.txt", "".join(f"{word}\n" for word in SHORT.split()))
         self.train("--max-iters=300")
-        status, out, err = self.real("sample", "char_rnn.npz", "--lines=20", "--seed=4")
+        flags = ["sample", "char_rnn.npz", "--seed=4"]
+        status, out, err = self.real(*flags, "--lines=20")
         self.assertEqual((status, err, out.count("\n"), out[-1]), (0, "", 20, "\n"))
-        self.assertLessEqual(max(map(len, out.split("\n"))), 1000)
-        out = self.succeed("sample", "char_rnn.npz", "--lines=5", "--start=The")
+        self.assertGreater(len(set(out.split("\n"))), 10)  # each is drawn anew
+        short = self.succeed(*flags, "--lines=20", "--length=2")
+        self.assertEqual(max(map(len, short.split("\n"))), 2)
+        out = self.succeed(*flags, "--lines=5", "--start=The")
         self.assertTrue(all(line.startswith("The") for line in out.splitlines()))
         rnn, run, about = load_checkpoint("char_rnn.npz")
         rnn.use(run.best)
-        first = rnn.predict(about, "\n", 1000, temperature=0).split("\n")[1]
+        first = rnn.predict(about, "\n", 400, temperature=0).split("\n")[1]
         out = self.succeed("sample", "char_rnn.npz", "--lines=2", "--temperature=0")
         self.assertEqual(out, f"{first}\n" * 2)  # each from a newline and a zero state
 
@@ -741,7 +1245,7 @@ class TestCommandLine(InFolder):
         cow = "The cow said to the owl\n\nthat it was late."
         told = "left out, as the model never saw them: 'ö' '☂'\n"
         self.write("cow.txt", cow.replace("a", "aö☂"))
-        nats = rnn.evaluate(char_rnn.encode(cow, about.chars))
+        nats = rnn.evaluate(encode(cow, about.chars))
         out = self.succeed("test", "char_rnn.npz", "cow.txt", told=told)
         self.assertIn(f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character\n", out)
         self.assertIn(
@@ -749,27 +1253,34 @@ class TestCommandLine(InFolder):
         )
         scored = []
         for line in cow.splitlines(keepends=True):
-            ids = char_rnn.encode("\n" + line, about.chars)
+            ids = encode("\n" + line, about.chars)
             y_pred = rnn.forward(ids[:-1], np.zeros(16))[1]
-            scored.append(f"{rnn.loss(y_pred, ids[1:]) / len(line):7.3f}  {line}")
+            scored.append(f"{rnn.loss(y_pred, ids[1:]) / len(line):7.3f}  {line.strip()}\n")
         out = self.succeed("test", "char_rnn.npz", "cow.txt", "--lines", told=told)
         self.assertEqual(out, "".join(scored))
         seen = "the model was trained on this text\n"
         self.succeed("test", "char_rnn.npz", "text.txt", told=seen)
 
+    def test_test_uses_the_best_weights(self):
+        best, last, about = self.overfitted()
+        self.write("other.txt", SHORT[:500])
+        nats, of_last = (rnn.evaluate(encode(SHORT[:500], about.chars)) for rnn in (best, last))
+        out = self.succeed("test", "char_rnn.npz", "other.txt")
+        self.assertIn(f"{nats:.4f} nats", out)
+        self.assertNotEqual(nats, of_last)
+
     def test_init_from_goes_on_with_another_text_from_the_best_weights(self):
-        self.train("--max-iters=200", "--checkpoint=first.npz")
+        best, last, about = self.overfitted()
         text = self.write("second.txt", SHORT[::-1])
-        self.succeed(text, *SMALL[1:], "--init-from=first.npz", "--max-iters=1")
-        first, first_run, about = load_checkpoint("first.npz")
-        _, run, second = load_checkpoint("char_rnn.npz")
-        first.use(first_run.best)
+        self.succeed(text, *SMALL[1:], "--init-from=char_rnn.npz", "--max-iters=1")
+        _, run, second = load_checkpoint("char_rnn-2.npz")
         ids = DataReader(text, 8, 4, chars=about.chars).val_ids
-        self.assertEqual(run.history[0][3], first.evaluate(ids))
+        self.assertEqual(run.history[0][2], best.evaluate(ids))
+        self.assertNotEqual(run.history[0][2], last.evaluate(ids))
         self.assertEqual((run.iteration, second.chars), (1, about.chars))
         self.write("third.txt", SHORT[:300] + "☂")
-        self.refuse("never saw '☂'", "third.txt", "--init-from=first.npz")
-        self.refuse("not allowed", text, "--init-from=first.npz", "--hidden-size=16")
+        self.refuse("never saw '☂'", "third.txt", "--init-from=char_rnn.npz")
+        self.refuse("not allowed", text, "--init-from=char_rnn.npz", "--hidden-size=16")
 
     def test_resume_reads_the_text_where_it_was_or_where_it_is_now_but_no_other(self):
         self.train("--max-iters=20")
@@ -777,30 +1288,75 @@ class TestCommandLine(InFolder):
         self.refuse("text.txt'", "resume", "char_rnn.npz")
         self.succeed("resume", "char_rnn.npz", "moved.txt", "--max-iters=30")
         self.write("moved.txt", SHORT.replace("e", "a"))
-        self.refuse("trained on another text", "resume", "char_rnn.npz", "moved.txt")
+        self.refuse("moved.txt is not the text", "resume", "char_rnn.npz", "moved.txt")
 
-    def test_a_text_from_standard_input_is_read_and_no_command_that_fails_is_printed(self):
-        flags = ["train", "-", *SMALL, "--max-iters=100000"]
-        process = self.start(*flags, stdin=subprocess.PIPE)
-        process.stdin.write(SHORT)
-        process.stdin.close()
-        process.stdin = None
-        next(line for line in process.stdout if line.split()[:1] == ["100"])
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-        self.assertEqual((process.returncode, err), (130, ""))
-        self.assertIn("saved in char_rnn.npz", out)
-        self.assertNotIn("python", out)
+    def test_resume_refuses_an_end_that_lies_behind_it(self):
+        self.train("--max-iters=20")
+        self.refuse("at iteration 20: 5 is too few", "resume", "char_rnn.npz", "--max-iters=5")
+
+    def test_a_checkpoint_of_another_writer_is_left_alone(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        session = Session(rnn, reader, Run(rnn), "char_rnn.npz", None)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            session.save()
+            session.save()  # its own file is replaced
+            self.assertEqual(session.path, "char_rnn.npz")
+            Path("char_rnn.npz").rename("kept.npz")
+            kept = Path("kept.npz").read_bytes()
+            session.save()  # a name that has become free is used again
+            self.assertEqual((session.path, out.getvalue()), ("char_rnn.npz", ""))
+            self.write("char_rnn.npz", "a thesis")
+            session.save()
+        self.assertEqual(session.path, "char_rnn-2.npz")
+        told = "char_rnn.npz was changed by another program: going on in char_rnn-2.npz\n"
+        self.assertEqual(out.getvalue(), told)
+        self.assertEqual(Path("char_rnn.npz").read_text(), "a thesis")
+        self.assertEqual(Path("kept.npz").read_bytes(), kept)
+        load_checkpoint("char_rnn-2.npz")
+
+    def test_save_checkpoint_in_python_takes_a_free_name_too(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        names = [save_checkpoint("names.npz", rnn, Run(rnn), reader) for _ in range(2)]
+        self.assertEqual(names, ["names.npz", "names-2.npz"])
+        mark = mark_of("names.npz")
+        self.assertEqual(save_checkpoint("names.npz", rnn, Run(rnn), reader, mark), "names.npz")
+        self.assertNotEqual(mark_of("names.npz"), mark)
+        self.assertFalse(list(Path().glob("*.tmp")))
+
+    def test_a_name_with_a_dash_in_front_is_printed_as_a_command_takes_it(self):
+        out = self.train("--max-iters=1", "--checkpoint=-a b.npz")
+        self.assertTrue(out.endswith(" sample './-a b.npz'\n"))
+        self.succeed("sample", "./-a b.npz", "--length=0")
 
     @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
-    def test_the_plot_is_a_picture_that_changes_with_the_losses(self):
-        pictures = set()
-        for iterations in (20, 60):
-            self.train("--plot=loss.png", f"--max-iters={iterations}")
-            pictures.add(Path("loss.png").read_bytes())
-        self.assertEqual([picture[:8] for picture in pictures], [b"\x89PNG\r\n\x1a\n"] * 2)
+    def test_the_plot_shows_the_losses_of_the_run(self):
+        from matplotlib.axes import Axes
+
+        with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
+            self.train("--plot=loss.png", "--max-iters=300")
+        self.assertEqual(Path("loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        _, run, _ = load_checkpoint("char_rnn.npz")
+        each, train, val = (call.args[1:3] for call in plot.call_args_list[-3:])
+        np.testing.assert_equal([*each], [range(1, 301), run.losses])
+        np.testing.assert_equal([*zip(train[0], train[1], val[1])], [*map(tuple, run.history)])
+        for ending, start in ((".svg", b"<?xml"), (".pdf", b"%PDF")):
+            self.train(f"--plot=loss{ending}", "--max-iters=1")
+            self.assertTrue(Path(f"loss{ending}").read_bytes().startswith(start))
+        svg = Path("loss.svg").read_text(encoding="utf-8")
+        for label in ("each iteration", "training", "validation", "iteration", "loss (nats per"):
+            self.assertIn(f"<!-- {label}", svg)
+
+    @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
+    def test_a_plot_that_cannot_be_or_would_cost_a_file_is_refused_before_training(self):
         self.write("notes.svg", SHORT)
-        self.refuse("is the text", "train", "notes.svg", "--plot=notes.svg")
+        self.refuse("is a file of this run", "train", "notes.svg", "--plot=notes.svg")
+        self.refuse("is a file of this run", *self.flags, "--checkpoint=a.png", "--plot=./a.png")
+        self.train("--max-iters=1", "--checkpoint=run.png")
+        self.refuse("is a file of this run", "resume", "run.png", "--plot=run.png")
+        self.refuse("nowhere/a.png", *self.flags, "--plot=nowhere/a.png")
 
     def test_a_plot_of_another_ending_or_without_matplotlib_is_refused(self):
         self.refuse("must end in .png, .svg or .pdf", *self.flags, "--plot=thesis.txt")
@@ -817,13 +1373,15 @@ class TestCommandLine(InFolder):
         for saying, *commands in (
             ("none.txt", "train none.txt", "sample none.txt", "resume none.txt", "none.txt"),
             ("directory", "train .", "sample ."),
-            ("more than 16 are needed", "train one.txt", f"train {os.devnull}"),
+            ("more than 16 characters are needed", "train one.txt", f"train {os.devnull}"),
             ("nothing to predict", "test char_rnn.npz one.txt"),
             ("is not UTF-8 text (see line 3): save it as UTF-8", "train latin.txt"),
             ("is not UTF-8 text", "train wide.txt", "train narrow.txt"),
             ("whole number from 1 on", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
             ("whole number from 1 on", f"--hidden-size=1{'0' * 400}", "--eval-interval=0"),
-            ("whole number from 0 on", "--seed=-1", "sample --length=-1"),
+            ("whole number from 1 on", "--batch-size=0", "--seq-length=1000000001"),
+            ("whole number from 1 on", "sample --lines=0", "resume --max-iters=0"),
+            ("whole number from 0 on", "--seed=-1", "sample --length=-1", "sample --seed=x"),
             ("positive number", "--learning-rate=nan", "--learning-rate=0"),
             ("val_fraction must be", "--val-fraction=1", "--val-fraction=-inf"),
             ("take one below", f"{small} --threshold=4", f"{small} --threshold=nan"),
@@ -836,7 +1394,10 @@ class TestCommandLine(InFolder):
             ("temperature", "sample char_rnn.npz --temperature=-0.5"),
         ):
             for command in commands:
-                self.refuse(saying, *command.split())
+                with self.subTest(command):
+                    self.refuse(saying, *command.split())
+        Path("char_rnn.npz").unlink()
+        self.refuse("train first", "sample")
 
     def test_a_run_that_diverges_names_the_rate_and_costs_no_older_file(self):
         self.train("--max-iters=1")
@@ -857,7 +1418,9 @@ class TestCheckpoint(InFolder):
     def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
         whole = Path("char_rnn.npz").read_bytes()
         same = self.contents("char_rnn.npz")
+        shape = whole.index(b"(20,)") + 1  # of the losses: as "(10,)" they could be read as fewer
         damaged = [b"", b"PK" + bytes(1000), self.rng.bytes(5000), whole[:-1]]
+        damaged.append(whole[:shape] + b"1" + whole[shape + 1 :])
         for a, b, bit in self.rng.integers(0, (len(whole), len(whole), 8), (100, 3)):
             moved = whole[b : b + 40]
             flipped = bytes([whole[a] ^ 1 << bit])
@@ -873,21 +1436,33 @@ class TestCheckpoint(InFolder):
                 refused += 1
         self.assertGreater(refused, 200)
 
-    def test_forged_arrays_are_refused_before_anything_large_is_built(self):
+    def test_forged_arrays_and_sizes_are_refused_before_anything_large_is_built(self):
         with np.load("char_rnn.npz") as file:
             whole = dict(file)
         about = json.loads(str(whole["about"]))
         forged = [{"Wax": whole["Wax"].T}, {"m_Waa": whole["m_Waa"].astype(float)}]
         forged += [{"more": whole["by"]}, *({name: None} for name in whole)]  # None: taken away
-        H, V, *rest = about["network"]
-        for network in ([10**6, V, *rest], [H, V + 1, *rest], ["x", V, *rest], [H, V]):
-            forged.append({"about": json.dumps(about | {"network": network})})
-        forged.append({"about": json.dumps({"network": about["network"]})})
+        for part, name, value in (
+            ("rnn", "hidden_size", 10**6),
+            ("rnn", "hidden_size", "x"),
+            ("rnn", "hidden_size", 16.0),
+            ("rnn", "hidden_size", 0),
+            ("rnn", "hidden_size", 15),
+            ("rnn", "vocab_size", 54),
+            ("reader", "chars", about["reader"]["chars"][1:]),
+            ("reader", "seq_length", 0),
+            ("reader", "seq_length", None),
+            ("reader", "batch_size", -4),
+        ):
+            changed = about | {part: about[part] | {name: value}}
+            forged.append({"about": json.dumps(changed)})
+        forged.append({"about": json.dumps({"rnn": about["rnn"]})})
         for changes in forged:
             arrays = (whole | changes).items()
             np.savez("forged.npz", **{name: x for name, x in arrays if x is not None})
             for command in ("sample", "resume"):
-                self.refuse("forged.npz is ", command, "forged.npz")
+                with self.subTest(changes.keys()):
+                    self.refuse("forged.npz is ", command, "forged.npz")
 
     def test_nothing_in_a_checkpoint_is_run(self):
         trap = np.array([Trap()], dtype=object)
@@ -900,8 +1475,8 @@ class TestCheckpoint(InFolder):
         self.assertTrue(Path("witness").exists())
 
     def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(self):
-        about = {"chars": ["a", "b"], "model": [8, 0.01, "adam", "float32"], "settings": {}}
-        np.savez("old.npz", about=np.array(json.dumps(about)), last_Wax=np.zeros((4, 2)))
+        about = {"network": [16, 53, 8, 0.006, "adam"], "dtype": "float32", "path": "text.txt"}
+        np.savez("old.npz", about=np.array(json.dumps(about)), Wax=np.zeros((4, 2)))
         for command in ("sample", "resume"):
             self.refuse("of an earlier version of char_rnn.py", command, "old.npz")
 
@@ -941,52 +1516,15 @@ class Ours:
         return a[-1]
 
 
-class Jax:
-    """The same in JAX, compiled."""
-
-    def __init__(self, rnn):
-        self.rate = rnn.learning_rate
-        w = {name: jnp.array(x.T) for name, x in rnn.parameters().items()}
-        zeros = jax.tree.map(jnp.zeros_like, w)
-        self.state = (w, zeros, zeros, 1.0)
-        self.compiled = jax.jit(self.update)
-
-    def loss(self, w, a_prev, inputs, targets):
-        from_x = w["Wax"][inputs] + w["ba"]
-        a_last, a = jax.lax.scan(lambda a, x: 2 * (jnp.tanh(a @ w["Waa"] + x),), a_prev, from_x)
-        log_y = jax.nn.log_softmax(a @ w["Wya"] + w["by"])
-        picked = jnp.take_along_axis(log_y, targets[..., None], -1)
-        return -picked.sum() / len(a_prev), a_last
-
-    def update(self, state, *batch):
-        w, m, v, t = state
-        (loss, a), grads = jax.value_and_grad(self.loss, has_aux=True)(w, *batch)
-        grads = jax.tree.map(lambda g: g.clip(-5, 5), grads)
-        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
-        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, v, grads)
-        w = jax.tree.map(lambda w, m, v: w - self.step_of(m, v, t), w, m, v)
-        return (w, m, v, t + 1), loss, a
-
-    def step_of(self, m, v, t):
-        return self.rate * m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.999**t)) + 1e-8)
-
-    def step(self, a_prev, inputs, targets):
-        self.state, loss, a = self.compiled(self.state, a_prev, inputs, targets)
-        float(loss)
-        return a
-
-
 def speed(rounds=5, seconds=0.7):
     """Print characters per second of training, medians of rounds in which the peers take turns."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for all
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core for both
     kinds = {"ours": Ours}
     if find_spec("torch"):
         torch.set_num_threads(1)
         kinds["torch"] = InTorch
-    if find_spec("jax"):
-        kinds["jax"] = Jax
-    print("hidden x steps x streams: characters per second,", " and ".join(kinds), "and ratios")
+    print("hidden x steps x streams: characters per second,", " and ".join(kinds), "and the ratio")
     sizes = [(100, 25, 1), (100, 25, 32), (128, 32, 16), (128, 50, 50), (256, 32, 16)]
     for H, T, B in [*sizes, (256, 64, 64)]:
         reader = DataReader(FABLES, T, B)
@@ -1002,7 +1540,7 @@ def speed(rounds=5, seconds=0.7):
 
 def rate(peer, H, seconds, inputs, targets):
     """Characters per second of a peer that trains on one batch again and again."""
-    a = peer.step(np.zeros((inputs.shape[1], H), np.float32), inputs, targets)  # compiled, warm
+    a = peer.step(np.zeros((inputs.shape[1], H), np.float32), inputs, targets)  # warm
     started = time.perf_counter()
     done = 0
     while time.perf_counter() < started + seconds:
