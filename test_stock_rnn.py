@@ -7,6 +7,8 @@ import io
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,16 +31,15 @@ if find_spec("torch"):
     from stock_rnn import (
         RNN,
         Mistake,
-        Naive,
         StockDataset,
-        WeightedSum,
         batches,
         diebold_mariano,
+        errors_of,
         evaluate,
         forecast,
         load_checkpoint,
         load_prices,
-        predict,
+        score,
         split,
     )
 
@@ -182,7 +183,7 @@ LAYOUTS = [
         "in no way, or in two",
     ),
     ("month first", "date,open\n01/20/2020,5\n01/05/2020,6\n02/13/2020,7\n", [6, 5, 7]),
-    ("UTF-16", "date,open\n2020-01-01,5\n".encode("utf-16"), "UTF-16"),
+    ("UTF-16", "date,open\n2020-01-01,5\n".encode("utf-16"), "no CSV file in UTF-8"),
     ("a word", "date,open\n2020-01-01,5\n2020-01-02,abc\n", "line 3.*abc"),
     *((bad, f"date,open\n2020-01-01,{bad}\n", f"line 2.*{bad}") for bad in BAD),
     ("zeros and negatives", "date,open\n2020-04-20,-36.98\n2020-04-21,0\n", [-36.98, 0]),
@@ -197,9 +198,10 @@ LAYOUTS = [
     ("Chinese", "日期,收盘\n2020年12月2日,6\n2020年12月1日,5\n", [5, 6], "收盘"),
     ("month in words", "date,open\nFeb 1 2000,6\nJan 1 2000,5\nMar 1 2000,7\n", [5, 6, 7]),
     ("more cells than names", ";Year;open\n2000;01;5.1;7\n", "line 2 has more cells"),
-    ("commas in doubt", 'date,open,%\n2020-01-01,"10,074","-0,01%"\n', "decimal commas"),
-    ("points in doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n', "decimal commas"),
-    ("in doubt below 1000", 'date;open;%\n2020-01-01;1.002;"-0,01%"\n2020-01-02;998;\n', "decimal"),
+    ("commas in doubt", 'date,open,%\n2020-01-01,"10,074","-0,01%"\n', "line 2: 10,074 is unclear"),
+    ("points in doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n', "beside decimal commas"),
+    ("in doubt below 1000", 'date;open;%\n2020-01-02;998;\n2020-01-01;1.002;"-0,01%"\n', "line 3"),
+    ("no doubt", 'date,open,%\n2020-01-01,120.76,"-0,01%"\n2020-01-02,998,"1,5"\n', [120.76, 998]),
     ("no thousands", 'date,open\n2020-01-01,"0,845"\n', "line 2.*0,845"),
     ("suffixes", "Symbol,Date,open\nAAPL,2020-01-01,1.2K\nAAPL,2020-01-03,950\n", "line 2.*1.2K"),
     ("day and month in a number", "date,open\n31012020,5\n01022020,6\n29012020,7\n", "in no way"),
@@ -212,19 +214,43 @@ LAYOUTS = [
     (
         "open quote",
         'date,open,x\n2020-01-01,5,"1\n2020-01-02,6,1\n2020-01-03,7,1\n',
-        "quote in line 2",
+        "unexpected end of data",
     ),
-    ("no doubt", 'date,open,%\n2020-01-01,120.760,"-0,01%"\n2020-01-02,98.5,\n', [120.76, 98.5]),
+    ("a line break in a cell", 'date,x,open\n2020-01-02,"a\nb",6\n2020-01-01,c,5\n', [5, 6]),
+    ("a quote in a cell", 'date,x,open\n2020-01-02,"a,""",6\n2020-01-01,"""",5\n', [5, 6]),
+    (
+        "nasdaq.com, market open",
+        "Date,Close,Open\n11:34,$1,$1404\n01/15/2024,$1,$1403\n01/12/2024,$2,$1402\n",
+        "line 2: '11:34' in column 'date' .*or take --order file",
+    ),
+    (
+        "updated",
+        "updated_at,open\n2024-05-05 10:00,5\n2024-05-05 10:00,6\n2024-05-05 10:00,4\n",
+        [5, 6, 4],
+    ),
+    ("quarters", "Date,open\n2020Q2,5\n2020Q1,6\n", "'2020Q2' in column 'date'.*--order file"),
+    ("weekdays", 'Date,open\n"Fri, Jan 3, 2020",5\n"Thu, Jan 2, 2020",6\n', "'Fri, Jan 3, 2020'"),
+    ("months in words", "Month,open\nJanuary-2005,5\nDecember-2004,6\n", "'January-2005'"),
+    ("years", "Year,open\n2005,5\n2004,6\n2003,7\n", [7, 6, 5]),
+    ("years that repeat", "Year,open\n2005,5\n2005,6\n2004,7\n", "several series"),
+    ("months", "trade_month,open\n2005-02,5\n2005-01,6\n", [6, 5]),
+    ("a time of day alone", "time,open\n16:00,5\n15:59,6\n", "'16:00' in column 'time'"),
+    ("clock without a name", "date,x,open\n2020-01-02,16:00,5\n2020-01-02,9:30,6\n", [6, 5]),
+    ("a footer", "day,open\n2020-01-03,7\n2020-01-02,6\n2020-01-01,5\nsource,\n", [5, 6, 7]),
+    ("a title", "day,open\nprices,\n2020-01-03,7\n2020-01-02,6\n2020-01-01,5\n", [5, 6, 7]),
     ("gzip", b"\x1f\x8b\x08\0", "compressed with gzip"),
     ("Excel", b"PK\x03\x04", "a zip or Excel file"),
     ("GBK", "日期,open\n".encode("gbk"), "no CSV file in UTF-8"),
     ("no header", "2020-01-01,5\n2020-01-02,6\n", "One of the first lines must name"),
     ("rows in quotes", '"date,open"\n"2020-01-01,5"\n', "first is .*date,open"),
     ("another delimiter", "date|open\n2020-01-01|5\n", "divided by commas.*date.open"),
-    ("too large", "date,open\n2020-01-01,1e300\n", "line 2.*1e300"),
     ("no times", "open,volume\n6,1\n5,1\n", [6, 5]),
     ("no such date", "date,open\n2020-01-01,5\n2020-01-32,6\n2020-02-01,7\n", "line 3.*2020-01-32"),
-    ("several symbols", "date,symbol,open\n2020-01-01,A,5\n2020-01-01,B,9\n", "line 3 .*line 2 "),
+    (
+        "several symbols",
+        "date,symbol,open\n2020-01-01,A,5\n2020-01-01,B,9\n2020-01-02,A,5\n2020-01-02,B,9\n",
+        "line 3 .*line 2 .*several series",
+    ),
     (
         "no such column",
         "date,name,last,high\n2020-01-01,x,5,6\n",
@@ -260,6 +286,7 @@ def learn(parts=None, seed=0, model=None, rate=0.01, **options):
 
 def random_model():
     """An untrained model that is not the naive forecast."""
+    torch.manual_seed(4)
     model = RNN(4)
     torch.nn.init.normal_(model.linear.weight)
     return model
@@ -274,6 +301,12 @@ def plain(value):
     return (value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else value
 
 
+def load_quietly(path, *args):
+    """The values of a file, without a word about their order."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return load_prices(path, *args)
+
+
 @unittest.skipUnless(find_spec("torch"), "torch is not installed")
 class InFolder(unittest.TestCase):
     """A folder for each test, and the command line in this process (main) or its own (start)."""
@@ -283,6 +316,9 @@ class InFolder(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder.name)
+        # However the tests are started, Ctrl-C is what it is at a prompt.
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.rng = np.random.default_rng(1)
         self.csv("values.csv", walk(steps=120))
         self.flags = ["train", "values.csv", *SMALL]
@@ -332,8 +368,8 @@ class InFolder(unittest.TestCase):
     def refuse(self, saying, *args):
         """The command ends with status 2 and a last line that says why, and changes no file."""
         before = self.files()
-        status, _, err = self.main(*args)
-        self.assertEqual((status, self.files()), (2, before), (args, err))
+        status, out, err = self.main(*args)
+        self.assertEqual((status, out, self.files()), (2, "", before), (args, err))
         *_, last = err.splitlines()
         self.assertRegex(last, r"\Astock_rnn.py( \w+)?: error: ", args)
         self.assertIn(saying, last, args)
@@ -341,11 +377,11 @@ class InFolder(unittest.TestCase):
 
 
 class TestFiles(InFolder):
-    def load(self, text, *column):
+    def load(self, text, *args, **options):
         """The values in a text, and what is told about them."""
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
-            values = load_prices(self.write("my.csv", text), *column)
+            values = load_prices(self.write("my.csv", text), *args, **options)
         return values.tolist(), err.getvalue()
 
     def test_files_of_the_sites_and_programs_that_write_prices_are_read_or_refused(self):
@@ -361,7 +397,11 @@ class TestFiles(InFolder):
         told = self.load("open,when\n6,2020-01-02\n5,2020-01-01\n")
         self.assertEqual(told, ([5, 6], "my.csv: sorted by 'when'\n"))
         told = self.load("open,when\n6,Mar-20\n5,Feb-20\n")
-        self.assertEqual(told, ([6, 5], "my.csv: no times found: in the order of the file\n"))
+        self.assertEqual(told, ([6, 5], "my.csv: no times used: in the order of the file\n"))
+        told = self.load("open,when\n6,2020-01-02\n5,2020-01-01\n", order="file")
+        self.assertEqual(told, ([6, 5], "my.csv: no times used: in the order of the file\n"))
+        with self.assertRaisesRegex(Mistake, "order must be time or file, not newest"):
+            self.load("open\n6\n5\n", order="newest")
 
     def test_what_is_skipped_and_dropped_is_told_with_a_count_and_the_first_line(self):
         rows = "2020-01-03,5 2020-01-01,6 2020-01-02,null 2020-01-01,6.01 2020-01-05,. 2020-01-04,7"
@@ -379,13 +419,28 @@ class TestFiles(InFolder):
         with self.assertRaisesRegex(Mistake, "line 674 has the time of line 7 .*several series"):
             self.load(text + "\n2020-01-01 05:00,9" * 8)
 
+    def test_all_rows_are_read_whatever_stands_in_quotes_near_the_50th_line(self):
+        for at in (44, 47, 48, 49, 50, 150):
+            lines = [f"2020-{1 + i // 28:02}-{1 + i % 28:02},x,{i}" for i in range(200)]
+            lines[at] = lines[at].replace("x", '"a,""b\nc"')
+            values, _ = self.load("date,name,open\n" + "\n".join(lines))
+            self.assertEqual(values, list(range(200)), at)
+            lines[190] = "2020-12-01,x,abc"
+            with self.assertRaisesRegex(Mistake, "line 193: 'abc'"):  # counted by csv
+                self.load("date,name,open\n" + "\n".join(lines))
+
+    def test_a_header_below_other_lines_is_found_among_the_first_50(self):
+        rows = "date,open\n2020-01-02,6\n2020-01-01,5\n"
+        self.assertEqual(self.load("a note\n" * 49 + rows)[0], [5, 6])
+        with self.assertRaisesRegex(Mistake, "no column 'open'"):
+            self.load("a note\n" * 50 + rows)
+
     @unittest.skipUnless(hasattr(os, "mkfifo"), "needs named pipes")
     def test_a_pipe_is_read_to_its_last_row(self):
         os.mkfifo("pipe.csv")
         writer = threading.Thread(target=self.csv, args=("pipe.csv", range(1, 30_001)))
         writer.start()
-        with contextlib.redirect_stderr(io.StringIO()):
-            self.assertEqual(load_prices("pipe.csv").tolist(), list(range(1, 30_001)))
+        self.assertEqual(load_quietly("pipe.csv").tolist(), list(range(1, 30_001)))
         writer.join()
 
 
@@ -414,6 +469,7 @@ class TestData(InFolder):
 
     def test_every_value_after_the_first_window_is_a_target_once_or_the_split_is_refused(self):
         wrong = [(99, 0.1, 0.3), (20, 0, 0.3), (20, 0.1, 0), (20, 0.5, 0.5), (20, -0.1, 0.3)]
+        wrong += [(20, 0.1, 1.5), (20, 3, 0.3), (20, 0.1, -0.3)]
         for size in range(60, 99, 7):
             values = np.arange(1.0, size + 1) ** 2
             parts = split(values, 20, 0.1, 0.3)
@@ -425,6 +481,13 @@ class TestData(InFolder):
             for sizes in wrong:
                 with self.assertRaises(Mistake):
                     split(values, *sizes)
+        self.assertEqual([len(part) for part in split(walk(), 20)], [120, 30, 30])  # 15 % each
+        self.assertEqual(len(split(np.arange(1.0, 25) ** 2, 20, 0.05, 0.05)[0]), 2)
+
+    def test_the_middle_of_the_range_is_that_of_the_training_part(self):
+        train_set, _, test_set = split(walk(), 5, normalise="range")
+        self.assertEqual(test_set.middle, train_set.middle)
+        self.assertNotEqual(test_set.middle, StockDataset(test_set.values, 5, "range").middle)
 
     def test_values_of_any_sign_choose_the_difference_by_the_training_part_alone(self):
         values = walk()
@@ -453,12 +516,17 @@ class TestData(InFolder):
         for args in (
             *(([1, bad, 3], 1, way) for bad in (math.nan, math.inf) for way in stock_rnn.NORMALISE),
             *(([5] * 4, 1, way) for way in stock_rnn.NORMALISE),
-            *((values, 1) for values in ([1, 2, 4, 8], [1, 0, 3], [1, -3, 4], [], [good, good])),
+            *((values, 1) for values in ([1, 2, 4, 8], [1, 0, 3], [1, -3, 4], [], [1, 1e300, 2])),
             *((good, size) for size in (4, 5)),
             (good, 2, "minmax"),
+            ([1e13, 1e13 + 1, 1e13 + 3], 1, "difference"),  # a change that its values hardly show
         ):
             with self.subTest(args), self.assertRaises(Mistake):
                 StockDataset(*args)
+        with self.assertRaisesRegex(Mistake, r"one series \(N,\), not an array \(4, 1\)"):
+            StockDataset(np.ones((4, 1)), 2)
+        self.assertEqual(len(StockDataset(good, 3)), 1)
+        self.assertEqual(len(StockDataset(good, 4, scale=1.0)), 0)  # a window to forecast from
 
 
 class TestModel(InFolder):
@@ -477,55 +545,69 @@ class TestModel(InFolder):
     def test_an_untrained_model_is_the_naive_forecast(self):
         for values, normalise in ((walk(), "relative"), (season(), "difference")):
             data = StockDataset(values, 5, normalise)
-            for model in (RNN(8), RNN(8, "gru"), RNN(8, "lstm"), Naive()):
-                figures = stock_rnn.test(model, data)
+            for cell in stock_rnn.CELLS:
+                figures = stock_rnn.test(RNN(8, cell), data)
                 self.assertEqual((figures["theil_u"], figures["t"]), (1, 0))
-                np.testing.assert_array_equal(predict(model, data), data.values[4:-1])
-
-    def test_the_simple_forecasts_are_the_last_value_its_drift_and_least_squares(self):
-        for normalise in stock_rnn.NORMALISE:
-            data = StockDataset(walk(), 5, normalise)
-            weights = stock_rnn.simple_forecasts(data)
-            x, target = (part.double().numpy() for part in data[:])
-            output = WeightedSum(weights["drift"])(data[:][0]).numpy()
-            np.testing.assert_allclose(output, x[:, -1] + np.mean(target - x[:, -1]), atol=1e-6)
-            inputs = np.column_stack([x[..., 0], np.ones(len(x))])
-            error = WeightedSum(weights["linear"])(data[:][0]).numpy() - target
-            np.testing.assert_allclose(inputs.T @ error, 0, atol=1e-3)  # as least squares demand
-            naive = evaluate(Naive(), batches(data, 1024))[0]
-            self.assertLess(np.mean(error**2), naive)
+                self.assertTrue(math.isnan(figures["direction"]))  # it sees no move
+        with self.assertRaisesRegex(Mistake, "cell must be one of rnn, gru, lstm, not cnn"):
+            RNN(8, "cnn")
 
     def test_what_can_be_learned_is_learned_by_every_cell(self):
         parts = split(50 + np.sin(np.arange(400) / 4), 10)
         for cell in stock_rnn.CELLS:
             _, model, _ = learn(parts, model=RNN(8, cell), epochs=40)
             self.assertLess(stock_rnn.test(model, parts[2])["theil_u"], 0.1, cell)
+        self.assertEqual([*map(type, map(stock_rnn.CELLS.get, ("rnn", "gru", "lstm")))], [type] * 3)
+        self.assertIsInstance(RNN().rnn, torch.nn.RNN)
+        self.assertEqual(RNN().rnn.hidden_size, 32)
+
+    def test_the_errors_are_of_the_model_the_last_value_its_drift_and_least_squares(self):
+        for normalise in stock_rnn.NORMALISE:
+            train_set = StockDataset(walk(), 5, normalise)
+            test_set = train_set.like(walk(2))
+            model = random_model()
+            errors = errors_of(model, test_set, train_set)
+            self.assertEqual([*errors], ["model", "naive", "drift", "linear"])
+            last, true = test_set.values[4:-1], test_set.values[5:]
+            centre, unit = test_set.centre_and_unit(last)
+            x, target = (part.double().numpy() for part in test_set[:])
+            output = model(test_set[:][0]).detach().numpy()[:, 0]
+            np.testing.assert_allclose(errors["model"], centre + unit * output - true, rtol=1e-4)
+            np.testing.assert_array_equal(errors["naive"], last - true)
+            known, next_one = (part.double().numpy() for part in train_set[:])
+            drift = np.mean(next_one - known[:, -1])
+            np.testing.assert_allclose(errors["drift"], last + unit * drift - true, rtol=1e-4)
+            inputs = np.column_stack([known[..., 0], np.ones(len(known))])
+            weights = np.linalg.pinv(inputs) @ next_one[:, 0]
+            output = np.column_stack([x[..., 0], np.ones(len(x))]) @ weights
+            np.testing.assert_allclose(errors["linear"], centre + unit * output - true, rtol=1e-4)
 
     def test_figures_are_those_of_their_definitions(self):
         data = StockDataset(walk().round(-1), 5)
-        model = random_model()
-        x, target = data[:]
-        last = data.values[4:-1]
-        true = data.values[5:]
-        output = model(x).detach()
-        error = last + data.scale * last * output[:, 0].double().numpy() - true
-        naive = last - true
+        error, naive = errors_of(random_model(), data).values()
+        true, last = data.values[5:], data.values[4:-1]
         moved = true != last
+        self.assertTrue(0 < moved.sum() < len(moved))
         d = naive**2 - error**2
         expected = {
-            "loss": ((output - target) ** 2).mean(),
             "rmse": np.mean(error**2) ** 0.5,
             "mae": abs(error).mean(),
-            "naive_rmse": np.mean(naive**2) ** 0.5,
             "theil_u": (np.sum(error**2) / np.sum(naive**2)) ** 0.5,
+            "direction": np.mean(((error + true > last) == (true > last))[moved]),
             "t": d.mean() / (d.std(ddof=1) / 195**0.5),
-            "direction": np.mean(((error > naive) == (true > last))[moved]),
         }
-        figures = stock_rnn.test(model, data)
+        figures = stock_rnn.test(random_model(), data)
         self.assertEqual(figures.keys(), expected.keys())
         for name, value in expected.items():
-            self.assertAlmostEqual(figures[name] / value, 1, places=5, msg=name)
-        self.assertEqual(diebold_mariano(Naive(), model, data), -figures["t"])
+            self.assertAlmostEqual(figures[name] / value, 1, places=9, msg=name)
+        self.assertEqual(diebold_mariano(naive, error), -figures["t"])
+        self.assertEqual(diebold_mariano(naive, naive), 0)
+
+    def test_a_test_where_no_value_moves_or_none_is_left_is_refused(self):
+        data = StockDataset(walk(), 5)
+        for values in ([7.0] * 20, [1e-200, 2e-200] * 5, walk()[:5]):
+            with self.assertRaisesRegex(Mistake, "no value to test on"):
+                stock_rnn.test(RNN(4), data.like(values))
 
     def test_a_forecast_feeds_each_prediction_back_after_every_window(self):
         for normalise in stock_rnn.NORMALISE:
@@ -533,15 +615,21 @@ class TestModel(InFolder):
             model = random_model()
             found = forecast(model, data, 3)
             self.assertEqual(found.shape, (196, 3))
+            self.assertEqual(forecast(model, data).shape, (196, 1))
             for end in (5, 77, 200):
                 values = data.values[:end].tolist()
                 for _ in range(3):
-                    values.append(
-                        predict(model, data.like([*values, 1]))[-1]
-                    )  # no window has the 1
+                    values.append(forecast(model, data.like(values[-5:]))[0, 0])
                 np.testing.assert_allclose(found[end - 5], values[-3:], rtol=1e-6)
-            np.testing.assert_allclose(forecast(model, data.like(data.values[-5:]), 3), found[-1:])
 
+    def test_more_windows_than_a_piece_of_a_forecast_are_forecast_alike(self):
+        data = StockDataset(walk(steps=3000), 5)
+        model = random_model()
+        alone = forecast(model, data.like(data.values[2000:2005]))
+        np.testing.assert_allclose(forecast(model, data)[2000], alone[0], rtol=1e-6)
+
+
+class TestTraining(InFolder):
     def test_train_takes_a_loader_over_any_dataset_of_pairs(self):
         train_set, val_set, _ = split(walk(), 5)
         subsets = Subset(train_set, range(50)), random_split(train_set, [0.5, 0.5])[0]
@@ -553,28 +641,106 @@ class TestModel(InFolder):
         self.assertEqual(histories[0], histories[1])
         self.assertNotEqual(histories[1], histories[2])
 
-    def test_train_takes_a_loss_and_an_optimiser_whose_rate_falls_by_half_a_cosine(self):
-        rates = []
-        optimizer = mock.Mock(wraps=torch.optim.SGD)
-        parts = split(walk(), 5)
-        loaders = batches(parts[0], 1024), batches(parts[1], 1024)
+    def test_batches_are_all_items_once_in_order_or_shuffled_by_torchs_random_numbers(self):
+        data = StockDataset(walk(), 5)
+        targets = torch.cat([target for _, target in batches(data, 64)])
+        self.assertTrue(torch.equal(targets, data[:][1]))
+        self.assertEqual([len(x) for x, _ in batches(data, 64)], [64, 64, 64, 3])
+        orders = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            orders.append(torch.cat([target for _, target in batches(data, 64, shuffle=True)]))
+        self.assertTrue(torch.equal(orders[0], orders[1]))
+        self.assertFalse(torch.equal(orders[0], orders[2]))
+        self.assertTrue(torch.equal(orders[0].sort(0)[0], targets.sort(0)[0]))
+        before = torch.get_rng_state()
+        list(batches(data, 64))
+        self.assertTrue(torch.equal(torch.get_rng_state(), before))
+
+    def test_losses_are_means_over_windows_by_the_criterion_that_is_given(self):
+        train_set, val_set, _ = split(walk(), 5)
         model = random_model()
+        for criterion, power in ((None, 2), (torch.nn.L1Loss(), 1)):
+            optimizer = torch.optim.SGD(model.parameters(), 0.0)  # its weights stay
+            states = []
+            loaders = batches(train_set, 100), batches(val_set, 20)  # the last ones are smaller
+            stock_rnn.train(model, *loaders, criterion, optimizer, epochs=1, report=states.append)
+            history = states[0]["history"]
+            for name, data in (("train_loss", train_set), ("val_loss", val_set)):
+                x, target = data[:]
+                mean = ((model(x) - target).abs() ** power).mean().item()
+                self.assertAlmostEqual(history[name][0], mean, places=5)
+            self.assertEqual(states[0]["best_loss"], history["val_loss"][0])
+            self.assertEqual(states[0]["best_epoch"], 0)  # the first validation is by it as well
+
+    def test_the_criterion_that_is_given_is_the_one_that_is_minimised(self):
+        parts = split(walk(), 5)
+        ends = []
+        for criterion in (None, torch.nn.L1Loss(), lambda output, target: (output**2).mean()):
+            torch.manual_seed(0)
+            model = random_model()
+            loaders = batches(parts[0], 200), batches(parts[1], 200)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            stock_rnn.train(model, *loaders, criterion, optimizer, epochs=1)
+            ends.append(plain(model.state_dict()))
+        self.assertEqual(len({str(end) for end in ends}), 3)
+
+    def test_an_optimiser_of_ones_own_keeps_its_rate(self):
+        rates = []
+        parts = split(walk(), 5)
+        model = RNN(4)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        step = optimizer.step
-        with mock.patch.object(optimizer, "step") as spy:
-            spy.side_effect = lambda: rates.append(optimizer.param_groups[0]["lr"]) or step()
-            before = evaluate(model, loaders[1], torch.nn.L1Loss())[0]
-            history = stock_rnn.train(model, *loaders, torch.nn.L1Loss(), optimizer, epochs=4)
-        np.testing.assert_allclose(rates, 0.1 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
-        best = min(before, *history["val_loss"])
-        self.assertEqual(evaluate(model, loaders[1], torch.nn.L1Loss())[0], best)
+        stock_rnn.train(
+            model,
+            *(batches(part, 1024) for part in parts[:2]),
+            optimizer=optimizer,
+            epochs=7,
+            report=lambda state: rates.append(state["optimizer"]["param_groups"][0]["lr"]),
+        )
+        self.assertEqual([*rates, optimizer.param_groups[0]["lr"]], [0.1] * 8)
+
+    def test_a_scheduler_of_torch_is_stepped_once_an_epoch_and_kept_in_the_state(self):
+        parts = split(walk(), 5)
+        loaders = batches(parts[0], 32), batches(parts[1], 1024)
+        histories = []
+        for stops in ((6,), (2, 6)):
+            state = None
+            for epochs in stops:
+                torch.manual_seed(0)
+                model = RNN(4)
+                optimizer = torch.optim.SGD(model.parameters(), 0.8)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+                states = []
+                options = {"report": states.append, "state": state, "epochs": epochs}
+                history = stock_rnn.train(model, *loaders, scheduler=scheduler, **options)
+                state = states[-1]
+            histories.append(history)
+            self.assertEqual(state["scheduler"]["last_epoch"], 6)
+            self.assertEqual(optimizer.param_groups[0]["lr"], 0.1)
+        self.assertEqual(*histories)
+
+    def test_without_an_optimiser_it_is_adamw_whose_rate_falls_by_half_a_cosine(self):
+        parts = split(walk(), 5)
+        loaders = batches(parts[0], 32), batches(parts[1], 1024)
+        states = []
+        stock_rnn.train(RNN(4), *loaders, epochs=4, report=states.append)
+        groups = [state["optimizer"]["param_groups"][0] for state in states]
+        rates = 3e-3 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)) / 2  # of the epoch that follows
+        np.testing.assert_allclose([group["lr"] for group in groups], rates, atol=1e-12)
+        self.assertEqual({group["weight_decay"] for group in groups}, {0.1})
+        self.assertIn("exp_avg_sq", states[0]["optimizer"]["state"][0])
+        self.assertEqual(stock_rnn.adamw(RNN(4), 9, 0.5)[0].param_groups[0]["initial_lr"], 0.5)
 
     def test_a_network_of_ones_own_has_its_dropout_on_in_training_alone(self):
         model = Own(1, 1, batch_first=True)
         parts, _, _ = learn(model=model)
         self.assertEqual(model.modes, [False] + ([True] * 5 + [False]) * 5)
-        model.train()
-        self.assertEqual(stock_rnn.test(model, parts[2]), stock_rnn.test(model, parts[2]))
+        for use in (
+            lambda: stock_rnn.test(model, parts[2]),
+            lambda: evaluate(model, batches(parts[2], 9))[0],
+        ):
+            model.train()
+            self.assertEqual(use(), use())
 
     def test_a_model_that_answers_a_tuple_or_no_column_is_refused_in_words(self):
         with self.assertRaisesRegex(Mistake, "the model answers tuple, and must answer a tensor"):
@@ -583,15 +749,19 @@ class TestModel(InFolder):
             learn(model=torch.nn.Sequential(RNN(4), torch.nn.Flatten(0)))
 
     def test_the_model_ends_with_its_best_weights_which_may_be_those_it_came_with(self):
-        parts, model, history = learn(epochs=20)
+        states = []
+        parts, model, history = learn(epochs=20, report=states.append)
         val_loader = batches(parts[1], 1024)
-        untrained = evaluate(Naive(), val_loader)[0]
-        self.assertEqual(evaluate(model, val_loader)[0], min(untrained, *history["val_loss"]))
-        self.assertLess(min(untrained, *history["val_loss"]), history["val_loss"][-1])
-        _, model, history = learn(rate=1.0)
+        untrained = evaluate(RNN(4), val_loader)[0]
+        losses = [untrained, *history["val_loss"]]
+        self.assertEqual(evaluate(model, val_loader)[0], min(losses))
+        self.assertLess(min(losses), losses[-1])
+        self.assertEqual(states[-1]["best_epoch"], np.argmin(losses))
+        self.assertTrue(0 < np.argmin(losses) < 20)
+        _, model, history = learn(rate=10.0)
         self.assertLess(untrained, min(history["val_loss"]))
         self.assertEqual(evaluate(model, val_loader)[0], untrained)
-        with self.assertRaisesRegex(Mistake, "finite"):
+        with self.assertRaisesRegex(Mistake, "no finite loss in epoch 1: try a lower learning"):
             learn(rate=1e30)
 
     def test_a_seed_or_a_state_repeats_a_run_exactly_whatever_the_report_draws(self):
@@ -605,44 +775,73 @@ class TestModel(InFolder):
         self.assertEqual([results[1], *results[3:]], [results[0]] * 3)
         self.assertNotEqual(results[2][0], results[0][0])
 
+    def test_a_resumed_run_has_the_same_bits_with_dropout_and_default_loaders_with_workers(self):
+        train_set, val_set, _ = split(walk(), 5)
+        states = []
+        results = []
+        for seed in (0, 7):
+            torch.manual_seed(seed)
+            model = Own(1, 1, batch_first=True)
+            loaders = DataLoader(train_set, 32, shuffle=True, num_workers=1), DataLoader(val_set)
+            state = states[0] if states else None
+            history = stock_rnn.train(model, *loaders, epochs=3, report=states.append, state=state)
+            results.append((history, plain(model.state_dict())))
+        self.assertEqual(*results)
+
 
 class TestVerdict(InFolder):
-    def say(self, count=100, rmse=(1, 1, 1, 1), t=(0, 0, 0)):
-        names = ["model", "naive", "drift", "linear"]
-        figures = {name: {"rmse": error} for name, error in zip(names, rmse)}
-        return stock_rnn.verdict(figures, dict(zip(names[1:], t)), count)
-
-    def test_the_limit_of_t_is_students(self):
-        students = {10: 2.262, 20: 2.093, 30: 2.045, 60: 2.001, 120: 1.980, 1000: 1.962}
-        for count, limit in students.items():
-            self.assertAlmostEqual(stock_rnn.t_limit(count), limit, delta=0.01)
+    def say(self, model, naive, drift, linear):
+        """The verdict on errors of so many normal deviates, each multiplied by a number."""
+        errors = {"model": model, "naive": naive, "drift": drift, "linear": linear}
+        return stock_rnn.verdict(errors)
 
     def test_each_sentence_stands_for_its_case(self):
-        for sentence, case in (
-            ("Too few values to tell: 9, and 10 are needed.", {"count": 9, "t": (9, 9, 9)}),
+        e, other, third = self.rng.normal(size=(3, 400))
+        other *= stock_rnn.rms(e) / stock_rnn.rms(other)
+        large = 2 * e
+        noisy = 1.2 * third * stock_rnn.rms(e) / stock_rnn.rms(third)
+        for sentence, errors in (
+            ("Too few values to tell: 29, and 30 are needed.", (e[:29], *[large[:29]] * 3)),
+            ("Better than all three", (e[:30], *[large[:30]] * 3)),
+            ("Worse than the last value: its error is 7.0% larger.", (1.07 * e, e, large, large)),
             (
-                "Worse than the last value: its error is 7.0% larger.",
-                {"rmse": (1.07, 1, 1.1, 1.1), "t": (-3, 3, 3)},
-            ),
-            (
-                "Better than all three simple forecasts: its error is 5.0% smaller than that of "
+                "Better than all three simple forecasts: its error is 20.0% smaller than that of "
                 "the straight line.",
-                {"rmse": (0.95, 2, 1.5, 1), "t": (9, 8, 3)},
+                (e, large, 1.5 * e, 1.25 * e),
             ),
             (
-                "Better than the last value (75.0% smaller), but not shown to be better than "
+                "Better than the last value (50.0% smaller), but not shown to be better than "
                 "the straight line.",
-                {"rmse": (0.25, 1, 1, 0.28), "t": (9, 8, 1.4)},
+                (e, large, large, other),
             ),
             (
-                "Better than the last value (75.0% smaller), but worse than the straight line.",
-                {"rmse": (0.25, 1, 1, 0.2), "t": (9, 8, -3)},
+                "Better than the last value (50.0% smaller), but worse than the straight line.",
+                (e, large, large, e / 2),
             ),
-            ("No evidence", {"rmse": (0.9, 1, 1, 1), "t": (1.9, 9, 9)}),
-            ("No evidence", {"rmse": (0.9995, 1, 1, 1), "t": (9, 9, 9)}),
-            ("No evidence", {"rmse": (1.0005, 1, 1, 1), "t": (-9, 9, 9)}),
+            (
+                "Better than the last value (50.0% smaller), but not shown to be better than "
+                "drift.",
+                (e, large, 1.0004 * e, large),  # sure, and far too small a gain
+            ),
+            ("No evidence that it is better than the last value: chance", (e, other, large, large)),
+            ("No evidence", (0.9995 * e, e, large, large)),
+            ("No evidence", (1.0005 * e, e, large, large)),
         ):
-            self.assertTrue(self.say(**case).startswith(sentence), (case, self.say(**case)))
+            self.assertTrue(self.say(*errors).startswith(sentence), (sentence, self.say(*errors)))
+        t = diebold_mariano(e, noisy)
+        said = self.say(e, noisy, 1.0004 * e, 3 * e)  # the smallest t is that of the beaten one
+        self.assertLess(t, diebold_mariano(e, 1.0004 * e))
+        self.assertRegex(said, r"Better than the last value .*, but not shown .* than drift\.")
+
+    def test_a_difference_counts_from_students_limit_of_30_values_on(self):
+        e = np.ones(100)
+        for t, sentence in ((2.0, "No evidence"), (2.1, "Better than all")):
+            d = np.tile([1.0, -1.0], 50)
+            d += t * d.std(ddof=1) / 10
+            other = np.sqrt(e + d + 5 - 5 * (d < -1))
+            other = np.sqrt(np.maximum(e**2 + d, 0))
+            self.assertAlmostEqual(diebold_mariano(e, other), t, delta=0.03)
+            self.assertTrue(self.say(e, other, other, other).startswith(sentence), t)
 
     def test_walks_with_and_without_drift_are_not_praised(self):
         noise = np.random.default_rng(8).normal(size=(3, 500))
@@ -664,11 +863,11 @@ class TestVerdict(InFolder):
 @unittest.skipUnless(os.name == "posix", "needs a POSIX system")
 class TestSystem(InFolder):
     def test_a_run_killed_stopped_or_cut_by_head_ends_with_the_same_bits(self):
-        flags = [*self.flags, "--epochs=120"]
+        flags = [*self.flags, "--epochs=72"]
         out = self.succeed(*flags, "--checkpoint=straight.pt")
-        self.assertTrue(8 < len(re.findall(r"\n +\d+(?= +\d\.\d+ +\d\.\d+ )", out)) <= 13)
+        self.assertEqual(len(re.findall(r"\n +\d+(?= +\d\.\d+ +\d\.\d+ )", out)), 12)
         command = flags
-        for row, end in (("10", signal.SIGPIPE), ("40", signal.SIGKILL), ("70", signal.SIGINT)):
+        for row, end in (("6", signal.SIGPIPE), ("24", signal.SIGKILL), ("42", signal.SIGINT)):
             process = self.start(*command, row=row)
             if end == signal.SIGPIPE:
                 process.stdout.close()  # all that "| head" does when it has seen enough
@@ -680,6 +879,7 @@ class TestSystem(InFolder):
             self.assertEqual(process.wait(), 130 if end == signal.SIGINT else -end)
             command = ["resume", "stock_rnn.pt"]
         self.assertRegex(out, "stopped; to go on:  python .*stock_rnn.py resume stock_rnn.pt\n")
+        os.remove("values.csv")  # the checkpoint has them
         self.succeed(*command)
         self.assertEqual(self.contents("straight.pt"), self.contents("stock_rnn.pt"))
 
@@ -694,8 +894,22 @@ class TestSystem(InFolder):
         for seed, path in enumerate(saved):
             self.succeed(*flags, f"--seed={seed}", f"--checkpoint=alone{seed}.pt")
             self.assertEqual(self.contents(path), self.contents(f"alone{seed}.pt"))
+        self.assertNotEqual(
+            self.contents("alone0.pt")["state"], self.contents("alone1.pt")["state"]
+        )
         self.assertEqual(Path("stock_rnn.pt").read_text(), "a thesis")
         self.assertFalse(Path("nowhere.pt").exists())
+
+    def test_two_processes_on_one_checkpoint_take_nothing_from_each_other(self):
+        flags = [*self.flags, "--epochs=240"]
+        self.succeed(*flags, "--checkpoint=straight.pt")
+        first = self.start(*flags, row="20")
+        second = self.start("resume", "stock_rnn.pt")
+        outs = "".join(process.communicate()[0] for process in (first, second))
+        told = re.findall("stock_rnn.pt was changed by another program: going on in (.*)", outs)
+        self.assertEqual(told, ["stock_rnn-2.pt"])
+        for path in ("stock_rnn.pt", "stock_rnn-2.pt"):
+            self.assertEqual(self.contents(path), self.contents("straight.pt"))
 
     def test_a_full_disk_or_a_read_only_folder_is_told_before_training_and_costs_nothing(self):
         import resource
@@ -703,27 +917,52 @@ class TestSystem(InFolder):
         self.train()
         user = os.geteuid()
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-        full = ((1000, limit[1]), 0o755, user)
-        read_only = (limit, 0o555, user or 65534)  # root may write anywhere
-        for size, mode, other in (full, read_only):
+        full = ((1000, limit[1]), 0o755, user, "File too large: 'stock_rnn.pt'")
+        read_only = (limit, 0o555, user or 65534, "denied: 'stock_rnn.pt'")  # root may write
+        for size, mode, other, said in (full, read_only):
             for args in (self.flags, ["resume", "stock_rnn.pt", "--epochs=9"]):
                 resource.setrlimit(resource.RLIMIT_FSIZE, size)
                 os.chmod(".", mode)
                 os.seteuid(other)
                 try:
-                    self.refuse("[Errno", *args)
+                    self.refuse(said, *args)
                 finally:
                     os.seteuid(user)
                     os.chmod(".", 0o755)
                     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
-    def test_a_bug_in_a_copy_keeps_its_traceback(self):
+    def test_a_bug_in_a_copy_keeps_its_traceback_in_every_command(self):
+        self.train()
         source = Path(SCRIPT).read_text(encoding="utf-8")
-        self.assertIn("a[:, -1]", source)
-        self.write("copy.py", source.replace("self.linear(a[:, -1])", "self.linear(a.T)"))
-        process = self.start(*self.flags, script="copy.py")
-        self.assertIn("Traceback", process.communicate()[1])
-        self.assertEqual(process.returncode, 1)
+        for line, wrong in (
+            ("self.linear(a[:, -1])", "self.linear(a.T)"),
+            ("        super().__init__()\n", "        super().__init()\n"),
+            ("nn.Linear(hidden_size, 1)", "nn.Linear(hiden_size, 1)"),
+        ):
+            self.assertIn(line, source)
+            self.write("copy.py", source.replace(line, wrong))
+            for args in (self.flags, ["resume", "stock_rnn.pt", "--epochs=9"]):
+                process = self.start(*args, script="copy.py")
+                self.assertIn("Traceback", process.communicate()[1])
+                self.assertEqual(process.returncode, 1)
+
+    def test_a_full_memory_is_told_and_other_errors_of_torch_keep_their_traceback(self):
+        full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+        with mock.patch.object(stock_rnn, "train_command", side_effect=full):
+            self.refuse("out of memory", *self.flags)
+        other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        with (
+            mock.patch.object(stock_rnn, "train_command", side_effect=other),
+            self.assertRaises(RuntimeError),
+        ):
+            self.main(*self.flags)
+
+    def test_the_script_alone_asks_for_a_file(self):
+        shutil.copy(SCRIPT, "stock_rnn.py")
+        process = self.start(script="stock_rnn.py")
+        out, err = process.communicate()
+        said = "stock_rnn.py: error: give a CSV file: python stock_rnn.py train my.csv\n"
+        self.assertEqual((process.returncode, out, err), (2, "", said))
 
     def test_names_that_the_output_cannot_show_cost_nothing(self):
         self.csv("café.csv", walk(steps=120))
@@ -732,86 +971,317 @@ class TestSystem(InFolder):
         out, err = process.communicate()
         self.assertEqual(process.returncode, 0, err)
         self.assertTrue(out.startswith("café.csv"))
+        self.assertIn("café.csv: no times used", err)
+
+    def test_a_terminal_of_another_encoding_gets_what_it_can_show(self):
+        import pty
+
+        self.csv("café.csv", walk(steps=120))
+        master, terminal = pty.openpty()
+        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        command = [sys.executable, SCRIPT, "café.csv", *SMALL]
+        process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=env)
+        os.close(terminal)
+        chunks = []
+        with contextlib.suppress(OSError):  # Linux ends a terminal with an error
+            while chunk := os.read(master, 4096):
+                chunks.append(chunk)
+        os.close(master)
+        self.assertEqual(process.wait(), 0)
+        self.assertIn(b"caf?.csv", b"".join(chunks))
+
+    def test_one_thread_is_used(self):
+        self.write("ask.py", "import stock_rnn, torch; print(torch.get_num_threads())")
+        env = {**os.environ, "PYTHONPATH": str(HERE)}
+        del env["OMP_NUM_THREADS"]
+        out, _ = self.start(script="ask.py", env=env).communicate()
+        self.assertEqual(out, "1\n")
+
+    def test_values_from_a_pipe_are_read_and_resumed_and_no_command_that_fails_is_printed(self):
+        os.mkfifo("pipe.csv")
+        writer = threading.Thread(target=self.csv, args=("pipe.csv", walk(steps=120)))
+        writer.start()
+        out = self.succeed("pipe.csv", *SMALL)
+        writer.join()
+        self.assertNotIn("predict", out.split("Diebold")[1].split("t of model")[1])
+        self.succeed("resume", "stock_rnn.pt", "--epochs=5")
 
 
 class TestCommandLine(InFolder):
+    def table(self, out):
+        """The rows of the table of a test: the numbers in it by their labels."""
+        found = re.findall(r"^(root|Theil|moves|Diebold)\D*? {2,}(.*)$", out, re.MULTILINE)
+        return {label: cells.replace(",", "").split() for label, cells in found}
+
     def test_train_test_and_predict_work_on_the_data_that_comes_along(self):
         out = self.succeed("--epochs=3")
-        table = (
-            r"(?s)naive\n +1 .*\n +2 .*\n +3 .*model +naive +drift +linear\n.*(Better|Worse|No )"
-        )
-        self.assertRegex(out, table)
-        self.assertRegex(out, r"\AbtcusdX?_20h.csv, 877 values of open, relative".replace("X?", ""))
+        self.assertRegex(out, r"\Abtcusd_20h.csv, 877 values of open, relative, saved in stock_rnn")
+        self.assertIn("\n595 to train on, 131 to validate, 131 to test\n", out)
+        rows = r"(?s)of the naive\n +1 .*\n +2 .*\n +3 .*model +naive +drift +linear\n"
+        self.assertRegex(out, rows + ".*(Better|Worse|No )")
+        command = shlex.join(["python", sys.argv[0], "predict", "stock_rnn.pt", BITCOIN])
+        self.assertTrue(out.endswith(f"\nfor the next value:\n{command}\n"))
         again = self.succeed("test", "stock_rnn.pt", BITCOIN)
-        self.assertRegex(again, r"has seen the first 746 values(?s:.*)131 values never seen")
+        self.assertRegex(again, r"has seen the first 746 values(?s:.*)131 values never seen\n")
         self.assertIn(again[again.index("root mean") :], out)
         other = self.succeed("test", "stock_rnn.pt", CO2, "--column=ppm")
         self.assertRegex(other, "^\ntest on 506 values\n")
+
+    def test_what_is_printed_is_what_the_functions_give(self):
+        self.csv("values.csv", season() + 50)
+        out = self.train("--hidden-size=8", "--learning-rate=0.01")
+        train_set, val_set, test_set = split(load_quietly("values.csv"), 5)
+        model, _, _, state = load_checkpoint("stock_rnn.pt")
+        val_loss = [evaluate(RNN(8), batches(val_set, 64))[0], *state["history"]["val_loss"]]
+        self.assertNotEqual(evaluate(model, batches(test_set, 64))[0], min(val_loss))
+        self.assertAlmostEqual(evaluate(model, batches(val_set, 64))[0], min(val_loss), places=6)
+        for epoch in (1, 2, 3):
+            cells = [f"{epoch:>8}", f"{state['history']['train_loss'][epoch - 1]:.6f}"]
+            cells += [f"{val_loss[epoch]:.6f}", f"{val_loss[epoch] / val_loss[0]:.4f}"]
+            self.assertRegex(out, r"\n" + " +".join(map(re.escape, cells)) + "\n")
+        errors = errors_of(model, test_set, train_set)
+        figures = [score(error, errors["naive"]) for error in errors.values()]
+        t = [diebold_mariano(errors["model"], other) for other in [*errors.values()][1:]]
+        rows = {
+            "root": [f"{f['rmse']:.6g}" for f in figures],
+            "Theil": [f"{f['theil_u']:.4f}" for f in figures],
+            "moves": [f"{f['direction']:.1%}".replace("nan%", "-") for f in figures],
+            "Diebold": ["-", *(f"{value:.2f}" for value in t)],
+        }
+        self.assertEqual(self.table(out), rows)
+        self.assertEqual(rows["moves"][1], "-")  # the naive forecast sees no move
+        title = f"test on 45 values never seen, by the weights of epoch {state['best_epoch']}\n"
+        self.assertIn(title, out)
+        self.assertIn(stock_rnn.verdict(errors), out)
+
+    def test_no_test_value_reaches_the_training_or_the_simple_forecasts_on_the_command_line(self):
+        outs = []
+        values = walk(steps=240)
+        for name, tail in (("one", values[204:]), ("other", walk(9)[:36])):
+            self.csv(f"{name}.csv", [*values[:204], *tail])
+            out = self.succeed(f"{name}.csv", *SMALL, f"--checkpoint={name}.pt")
+            rows = out[out.index("epoch") : out.index("test on")]
+            self.csv("third.csv", walk(3, 60))
+            outs.append((rows, self.succeed("test", f"{name}.pt", "third.csv")))
+        self.assertEqual(*outs)
+        self.assertEqual(self.contents("one.pt")["state"], self.contents("other.pt")["state"])
+
+    def test_an_untrained_model_that_is_kept_is_said_and_its_signs_are_none(self):
+        out = self.train("--learning-rate=5")
+        said = "by the weights of epoch 0 (untrained: no epoch was better on the validation part)"
+        self.assertIn(f"test on 18 values never seen, {said}\n", out)
+        self.assertEqual(self.table(out)["moves"][:2], ["-", "-"])
+        self.csv("sine.csv", 50 + np.sin(np.arange(200) / 4))
+        self.assertNotIn("untrained", self.succeed("sine.csv", *SMALL))
 
     def test_test_finds_the_last_window_of_the_training_anywhere_in_a_file(self):
         self.train()
         values = load_quietly("values.csv")
         seen = 120 - int(120 * 0.15)
-        for start, more in ((1, []), (50, [900, 910]), (seen - 5, [])):
+        for start, more in ((1, []), (50, [900, 910]), (seen - 10, [])):
             self.csv("part.csv", [*values[start:], *more])
             out = self.succeed("test", "stock_rnn.pt", "part.csv")
             self.assertIn(f"has seen the first {seen - start} values", out)
-            self.assertIn(f"test on {120 - seen + len(more)} values never seen", out)
-        self.refuse("no value to test on", "test", "stock_rnn.pt", self.csv("a.csv", values[:seen]))
+            self.assertIn(f"test on {120 - seen + len(more)} values never seen\n", out)
+        self.csv("part.csv", [*values[seen - 9 :], 900])  # one value too few to be sure
+        self.assertIn("test on 23 values\n", self.succeed("test", "stock_rnn.pt", "part.csv"))
+        self.refuse_after("no value to test on", "test", "stock_rnn.pt", values[:seen])
 
-    def test_predict_prints_plain_numbers_and_warns_where_they_leave_the_range(self):
+    def refuse_after(self, saying, *args):
+        *args, values = args
+        status, _, err = self.main(*args, self.csv("a.csv", values))
+        self.assertEqual(status, 2)
+        self.assertIn(saying, err)
+
+    def test_windows_of_one_value_are_not_taken_for_seen_ones(self):
+        self.csv("days.csv", np.arange(1, 121) % 7 + 20.5)
+        self.succeed("days.csv", "--seq-length=1", "--epochs=1", "--normalise=difference")
+        self.csv("other.csv", np.arange(1, 50) % 5 + 20.5)
+        self.assertNotIn("has seen", self.succeed("test", "stock_rnn.pt", "other.csv"))
+
+    def test_predict_prints_plain_numbers(self):
         self.succeed(self.csv("sine.csv", 50 + np.sin(np.arange(200) / 4)), *SMALL)
         values = [*np.linspace(1, 2, 4), 12345.5]  # a window is enough
-        status, out, err = self.main(
+        status, out, _ = self.main(
             "predict", "stock_rnn.pt", self.csv("few.csv", values), "--steps=3"
         )
         numbers = [float(line) for line in out.splitlines()]
         self.assertEqual((status, len(numbers), "e" in out), (0, 3, False))
-        model, about = load_checkpoint("stock_rnn.pt")
-        data = StockDataset(values, 5, "relative", about.scale)
+        model, settings, known, _ = load_checkpoint("stock_rnn.pt")
+        data = split(known, 5)[0].like(values)
         np.testing.assert_allclose(numbers, forecast(model, data, 3)[0], rtol=1e-7)
-        outside = [number for number in numbers if not 1 <= number <= 12345.5]
-        self.assertEqual("leaves the range" in err, bool(outside))
-        mocked = np.array([[60.0, 2.0, 0.5]])
+        self.assertEqual(len(self.succeed("predict", "stock_rnn.pt", "few.csv").split()), 1)
+        mocked = np.array([[60.0, 2e-7, 123456789012.0]])
         with mock.patch.object(stock_rnn, "forecast", return_value=mocked):
-            _, out, err = self.main("predict", "stock_rnn.pt", "few.csv", "--steps=3")
-        self.assertEqual(out, "60\n2\n0.5\n")
-        self.assertIn("from step 3 on the forecast leaves the range", err)
-
-    def test_a_loss_that_still_falls_at_the_end_is_told(self):
-        for falling, losses in ((True, [3, 2, 1]), (False, [3, 1, 2]), (False, [3, 2, 1.999])):
-            self.train()
-            path = "stock_rnn.pt"
-            saved = torch.load(path, weights_only=True)
-            saved["state"]["history"]["val_loss"] = losses
-            torch.save(saved, path)
-            self.assertEqual("still falling" in self.succeed("resume", path), falling)
-            os.remove(path)
+            _, out, _ = self.main("predict", "stock_rnn.pt", "few.csv", "--steps=3")
+        self.assertEqual(out, "60\n0.0000002\n123456790000\n")
 
     def test_resume_brings_the_settings_back_and_goes_on_to_more_epochs(self):
-        flags = ["--normalise=range", "--cell=gru", "--seed=4"]
+        flags = ["--normalise=range", "--cell=gru", "--seed=4", "--batch-size=7"]
         self.train(*flags, "--epochs=8", "--checkpoint=straight.pt")
-        process_args = [*self.flags, *flags, "--epochs=8"]
-        with mock.patch.object(stock_rnn, "report_and_save", side_effect=stop_after_five):
-            status, out, _ = self.main(*process_args)
+        report = stock_rnn.Session.report
+        with mock.patch.object(stock_rnn.Session, "report", autospec=True) as spy:
+            spy.side_effect = lambda *args: report(*args) or stop_after_five(*args)
+            status, out, _ = self.main(*self.flags, *flags, "--epochs=8")
         self.assertEqual(status, 130)
         self.assertIn("stopped; to go on", out)
-        Path("values.csv").rename("moved.csv")
-        self.refuse("values.csv", "resume", "stock_rnn.pt")
-        self.refuse("other values", "resume", "stock_rnn.pt", self.csv("other.csv", walk(2, 120)))
-        self.succeed("resume", "stock_rnn.pt", "moved.csv")
+        self.assertIn("saved in stock_rnn.pt", self.succeed("resume", "stock_rnn.pt"))
         self.assertEqual(self.contents("stock_rnn.pt"), self.contents("straight.pt"))
-        self.succeed("resume", "stock_rnn.pt", "moved.csv", "--epochs=10")
-        self.assertEqual(len(load_checkpoint("stock_rnn.pt")[1].state["history"]["val_loss"]), 10)
+        self.refuse("the run is at epoch 8: 7 is too few", "resume", "stock_rnn.pt", "--epochs=7")
+        self.succeed("resume", "stock_rnn.pt", "--epochs=8")
+        self.succeed("resume", "stock_rnn.pt", "--epochs=10", "--device=cpu")
+        _, settings, _, state = load_checkpoint("stock_rnn.pt")
+        self.assertEqual((len(state["history"]["val_loss"]), settings.epochs), (10, 10))
+
+    def test_a_run_stopped_before_its_first_epoch_can_be_tested_and_resumed(self):
+        with mock.patch.object(stock_rnn, "train", side_effect=KeyboardInterrupt):
+            self.assertEqual(self.main(*self.flags)[0], 130)
+        out = self.succeed("test", "stock_rnn.pt", "values.csv")
+        self.assertEqual(self.table(out)["Theil"][0], "1.0000")
+        self.succeed("resume", "stock_rnn.pt")
+        self.train("--checkpoint=straight.pt")
+        self.assertEqual(self.contents("stock_rnn.pt"), self.contents("straight.pt"))
+
+    def test_resume_takes_another_device(self):
+        self.train()
+        saved = torch.load("stock_rnn.pt", weights_only=True)
+        saved["settings"]["device"] = "nonsense"
+        torch.save(saved, "far.pt")
+        self.refuse("--device nonsense", "resume", "far.pt")
+        self.succeed("resume", "far.pt", "--device=cpu")
+
+    def test_every_flag_of_train_arrives_where_it_belongs(self):
+        self.write(
+            "days.csv",
+            "Date,Close\n"
+            + "".join(
+                f"{2000 + i // 12}-{1 + i % 12:02},{value}\n" for i, value in enumerate(walk())
+            ),
+        )
+        flags = "--column=Close --order=file --normalise=difference --cell=lstm --hidden-size=6"
+        flags += " --seq-length=7 --batch-size=9 --learning-rate=0.5 --val-fraction=0.2 --seed=3"
+        flags += " --test-fraction=0.1 --epochs=2 --device=cpu"
+        self.succeed("days.csv", *flags.split(), "--checkpoint=mine.pt")
+        model, settings, values, state = load_checkpoint("mine.pt")
+        self.assertEqual(model.rnn.hidden_size, 6)
+        self.assertIsInstance(model.rnn, torch.nn.LSTM)
+        kept = " ".join(
+            f"--{name.replace('_', '-')}={getattr(settings, name)}"
+            for name in ("column", "order", "normalise", "cell", "hidden_size")
+        )
+        self.assertTrue(flags.startswith(kept), kept)
+        self.assertEqual((settings.seq_length, settings.batch_size, settings.epochs), (7, 9, 2))
+        self.assertEqual((settings.val_fraction, settings.test_fraction), (0.2, 0.1))
+        self.assertEqual((settings.learning_rate, settings.seed), (0.5, 3))
+        self.assertEqual(len(state["history"]["val_loss"]), 2)
+        self.assertEqual(state["scheduler"]["base_lrs"], [0.5])
+
+    def test_a_seed_repeats_a_run_and_another_gives_another(self):
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            self.train(f"--seed={seed}", f"--checkpoint={name}.pt")
+        states = [self.contents(f"{name}.pt")["state"]["model"] for name in "abc"]
+        self.assertTrue(states[0] == states[1] != states[2])
+
+    def test_the_order_of_the_file_is_kept_for_test_and_predict(self):
+        rows = [f"{2000 + i // 12}-{1 + i % 12:02},{value}\n" for i, value in enumerate(walk())]
+        self.write("down.csv", "date,open\n" + "".join(reversed(rows)))
+        self.succeed("down.csv", *SMALL, "--order=file")
+        _, _, values, _ = load_checkpoint("stock_rnn.pt")
+        self.assertEqual(values.tolist(), walk()[::-1].tolist())
+        by_file = self.succeed("predict", "stock_rnn.pt", "down.csv")
+        self.assertEqual(
+            by_file, self.succeed("predict", "stock_rnn.pt", "down.csv", "--order=file")
+        )
+        by_time = self.succeed("predict", "stock_rnn.pt", "down.csv", "--order=time")
+        self.assertNotEqual(by_file, by_time)
+        self.assertIn("has seen", self.succeed("test", "stock_rnn.pt", "down.csv"))
+        self.assertNotIn(
+            "has seen", self.succeed("test", "stock_rnn.pt", "down.csv", "--order=time")
+        )
+
+    def test_help_names_the_defaults_that_are_used(self):
+        defaults = vars(stock_rnn.parse(["train"]))
+        out = self.main("train", "--help")[1]
+        found = dict(re.findall(r"--([a-z-]+) (?:(?!--)[^()])*\(([\w.]+)\)", " ".join(out.split())))
+        self.assertGreater(len(found), 12)
+        for flag, value in found.items():
+            self.assertEqual(value, str(defaults[flag.replace("-", "_")]), flag)
+        self.assertEqual(
+            (found["hidden-size"], found["epochs"], found["learning-rate"]), ("32", "100", "0.003")
+        )
+
+    def test_a_name_with_a_dash_in_front_is_printed_as_a_command_takes_it(self):
+        self.csv("-a b.csv", walk(steps=120))
+        out = self.succeed("train", *SMALL, "--checkpoint=-m.pt", "./-a b.csv")
+        self.assertTrue(out.endswith(" predict ./-m.pt './-a b.csv'\n"), out)
+        self.succeed("predict", "./-m.pt", "./-a b.csv")
+        self.assertEqual(stock_rnn.command_line("test", "-x").split()[-1], "./-x")
+
+    def test_a_checkpoint_of_another_writer_is_left_alone(self):
+        args = stock_rnn.parse(self.flags)
+        session = stock_rnn.Session(args, walk(), "stock_rnn.pt", None)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            session.save(None)
+            session.save(None)  # its own file is replaced
+            self.assertEqual(session.path, "stock_rnn.pt")
+            Path("stock_rnn.pt").rename("kept.pt")
+            kept = Path("kept.pt").read_bytes()
+            session.save(None)  # a name that has become free is used again
+            self.assertEqual((session.path, out.getvalue()), ("stock_rnn.pt", ""))
+            self.write("stock_rnn.pt", "a thesis")
+            session.save(None)
+        told = "stock_rnn.pt was changed by another program: going on in stock_rnn-2.pt\n"
+        self.assertEqual((session.path, out.getvalue()), ("stock_rnn-2.pt", told))
+        self.assertEqual(Path("stock_rnn.pt").read_text(), "a thesis")
+        self.assertEqual(Path("kept.pt").read_bytes(), kept)
+        load_checkpoint("stock_rnn-2.pt")
+        self.assertFalse(list(Path().glob("*.tmp")))
 
     @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
-    def test_the_plot_is_a_picture(self):
-        self.train("--plot=a.png")
-        self.assertEqual(Path("a.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+    def test_the_plot_shows_the_test_its_forecast_the_last_value_and_the_hardest_of_the_simple(
+        self,
+    ):
+        from matplotlib.axes import Axes
+
+        self.csv("season.csv", season())
+        for name, hardest in (("values.csv", None), ("season.csv", "linear")):
+            with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
+                self.succeed(name, *SMALL, "--plot=a.png", f"--checkpoint={name}.pt")
+            self.assertEqual(Path("a.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+            model, _, values, _ = load_checkpoint(f"{name}.pt")
+            train_set, _, test_set = split(values, 5)
+            errors = errors_of(model, test_set, train_set)
+            true = test_set.values[5:]
+            sizes = {one: stock_rnn.rms(errors[one]) for one in ("naive", "drift", "linear")}
+            hardest = min(sizes, key=sizes.get)
+            shown = dict.fromkeys(["naive", hardest])
+            lines = plot.call_args_list[-2 - len(shown) :]  # those of the last picture
+            expected = [true, true + errors["model"], *(true + errors[one] for one in shown)]
+            for line, values in zip(lines, expected):
+                np.testing.assert_allclose(line.args[1], values)
+            labels = [line.kwargs["label"].split(":")[0] for line in lines]
+            self.assertEqual(labels, ["true", "predicted", *shown])
+        self.assertEqual(hardest, "linear")
+        for ending, start in ((".svg", b"<?xml"), (".pdf", b"%PDF")):
+            self.train(f"--plot=a{ending}")
+            self.assertTrue(Path(f"a{ending}").read_bytes().startswith(start))
+        svg = Path("a.svg").read_text(encoding="utf-8")
+        for label in ("true", "predicted", "naive: the last value", "row of the test", "open"):
+            self.assertIn(f"<!-- {label}", svg)
+
+    @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
+    def test_a_plot_that_cannot_be_or_would_cost_a_file_is_refused_before_training(self):
+        self.csv("notes.svg", walk(steps=120))
+        self.refuse("is a file of this run", "train", "notes.svg", *SMALL, "--plot=notes.svg")
+        self.refuse("is a file of this run", *self.flags, "--checkpoint=a.png", "--plot=./a.png")
+        self.train("--checkpoint=run.png")
+        self.refuse("is a file of this run", "resume", "run.png", "--plot=run.png")
+        self.refuse("nowhere/a.png", *self.flags, "--plot=nowhere/a.png")
 
     def test_a_plot_of_another_ending_or_without_matplotlib_is_refused(self):
         self.refuse("must end in .png, .svg or .pdf", *self.flags, "--plot=thesis.txt")
-        with mock.patch.object(stock_rnn.importlib.util, "find_spec", return_value=None):
+        with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
             self.refuse("pip install matplotlib", *self.flags, "--plot=a.png")
 
     def test_every_mistake_is_told_in_a_line_and_changes_nothing(self):
@@ -821,7 +1291,8 @@ class TestCommandLine(InFolder):
         self.csv("below.csv", [*walk(steps=119), -3])
         self.train()
         for saying, *commands in (
-            ("none.csv", "train none.csv", "test stock_rnn.pt none.csv", "resume none.csv"),
+            ("none.csv", "train none.csv", "test stock_rnn.pt none.csv"),
+            ("none.pt", "resume none.pt", "predict none.pt values.csv"),
             ("directory", "train .", "test . values.csv"),
             (
                 "name one with --column",
@@ -838,12 +1309,16 @@ class TestCommandLine(InFolder):
                 "train below.csv",
                 "predict stock_rnn.pt below.csv",
             ),
-            ("argument", "--normalise=foo", "--hidden-size=ten", "--hiden-size=3", "test"),
-            ("argument", "predict stock_rnn.pt", "resume --seed=1", "--cell=cnn"),
+            ("must be one of", "--normalise=foo", "--cell=cnn"),
+            ("order must be time or file", "--order=newest"),
+            ("argument", "--hidden-size=ten", "--hiden-size=3", "test"),
+            ("argument", "predict stock_rnn.pt", "resume stock_rnn.pt --seed=1", "resume"),
             ("whole number from 1", "--hidden-size=0", f"--epochs={10**400}", "--batch-size=0"),
+            ("whole number from 1", "--seq-length=1000000001", "--epochs=1.5"),
+            ("whole number from 1", "predict stock_rnn.pt values.csv --steps=0"),
             ("whole number from 0", "--seed=-1"),
-            ("whole number from 1 to 4096", f"--hidden-size={10**9}"),
-            ("number from 0 on", "--learning-rate=nan", "--val-fraction=-inf"),
+            ("number from 0 to a million", "--learning-rate=nan", "--val-fraction=-inf"),
+            ("number from 0 to a million", "--learning-rate=1e39", "--test-fraction=-0.1"),
             ("--seq-length 100", "--seq-length=100"),
             ("--device nonsense", "--device=nonsense"),
             ("--device meta", "--device=meta"),
@@ -854,6 +1329,14 @@ class TestCommandLine(InFolder):
             for command in commands:
                 with self.subTest(command):
                     self.refuse(saying, *self.flags * command.startswith("-"), *command.split())
+
+    def test_a_learning_rate_that_diverges_is_told(self):
+        before = self.files()
+        status, _, err = self.main(*self.flags, "--learning-rate=1000000", "--normalise=range")
+        if status:  # the weights may stay finite
+            self.assertEqual(status, 2)
+            self.assertIn("try a lower learning rate", err)
+        self.assertEqual(before.items() - self.files().items(), set())
 
     def test_python_snippets_about_stock_rnn_run_as_written(self):
         readme = (HERE / "README.md").read_text(encoding="utf-8")
@@ -874,9 +1357,9 @@ class TestCheckpoint(InFolder):
         self.train()
 
     def values(self, path):
-        model, about = load_checkpoint(path)
-        data = StockDataset(load_quietly("values.csv"), 5, scale=about.scale)
-        return plain(vars(about)), forecast(model, data, 2).tolist()
+        model, settings, values, state = load_checkpoint(path)
+        data = StockDataset(values, 5)
+        return vars(settings), values.tolist(), plain(state), forecast(model, data, 2).tolist()
 
     def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
         whole = Path("stock_rnn.pt").read_bytes()
@@ -897,14 +1380,28 @@ class TestCheckpoint(InFolder):
                 refused += 1
         self.assertGreater(refused, 150)
 
+    def test_a_bit_of_the_directory_that_torch_does_not_look_at_is_seen(self):
+        whole = Path("stock_rnn.pt").read_bytes()
+        entry = whole.index(b"PK\1\2")  # the first of the directory: its external attributes
+        changed = whole[: entry + 38] + b"\x10" + whole[entry + 39 :]
+        self.refuse("is damaged", "resume", self.write("damaged.pt", changed))
+
     def test_forged_checkpoints_are_refused_and_nothing_in_one_is_run(self):
         whole = torch.load("stock_rnn.pt", weights_only=True)
         weights = RNN(5).state_dict()
         settings = whole["settings"]
-        forged = [[], weights, whole | {"settings": settings | {"hidden_size": "x"}}]
-        forged.append(whole | {"settings": settings | {"hidden_size": 10**5}})
-        for name in ("model", "best"):
-            forged.append(whole | {"state": whole["state"] | {name: weights}})
+        forged = [[], weights]
+        for name, value in (
+            ("hidden_size", "x"),
+            ("hidden_size", 10**5),
+            ("hidden_size", 4.0),
+            ("hidden_size", 0),
+            ("seq_length", -1),
+            ("batch_size", None),
+            ("learning_rate", -1.0),
+            ("epochs", "many"),
+        ):
+            forged.append(whole | {"settings": settings | {name: value}})
         for content in [*forged, whole | {"state": Trap()}]:
             torch.save(content, "forged.pt")
             for args in (["predict", "forged.pt", "values.csv"], ["resume", "forged.pt"]):
@@ -912,9 +1409,17 @@ class TestCheckpoint(InFolder):
         torch.load("forged.pt", weights_only=False)  # the trap does work where pickles are allowed
         self.assertTrue(Path("witness").exists())
 
+    def test_weights_of_another_network_are_told_as_such(self):
+        whole = torch.load("stock_rnn.pt", weights_only=True)
+        for name in ("model", "best"):
+            state = whole["state"] | {name: RNN(5).state_dict()}
+            torch.save(whole | {"state": state}, "forged.pt")
+            for args in (["predict", "forged.pt", "values.csv"], ["resume", "forged.pt"]):
+                self.refuse("forged.pt is not of this model: Error", *args)
+
     def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(self):
         saved = torch.load("stock_rnn.pt", weights_only=True)
-        del saved["settings"]["cell"]
+        del saved["settings"]["order"]
         torch.save(saved, "old.pt")
         self.refuse("of an earlier version of stock_rnn.py", "resume", "old.pt")
 
@@ -926,15 +1431,8 @@ class Trap:
         return (Path.touch, (Path("witness"),))
 
 
-def load_quietly(path):
-    """The values of a file, without a word about their order."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        return load_prices(path)
-
-
-def stop_after_five(path, about, naive_loss, state):
-    """Save, and stop like a person with Ctrl-C after the fifth epoch."""
-    stock_rnn.write_whole(path, stock_rnn.checkpoint_of(state, about))
+def stop_after_five(session, state):
+    """Stop like a person with Ctrl-C after the fifth epoch."""
     if len(state["history"]["val_loss"]) == 5:
         raise KeyboardInterrupt
 
