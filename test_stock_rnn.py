@@ -257,6 +257,7 @@ LAYOUTS = [
         "name one with --column.*date,name,last,high",
     ),
     ("empty", "", "no column"),
+    ("no value", "date,open\n2020-01-01,null\n", "has no number in column 'open'"),
     ("a short last line", "date,open\n2020-01-01,5\n2020-01-02", [5]),
     ("Windows line ends", "date,open\r\n2020-01-01,5\r\n2020-01-02,6\r\n", [5, 6]),
 ]
