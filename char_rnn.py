@@ -16,10 +16,11 @@ one is (y_t):
 
     a_t = tanh(n_t)       n_t = Waa a_{t-1} + Wax x_t + ba
     y_t = softmax(z_t)    z_t = Wya a_t + by
-    L   = - sum over t of log y_t[target_t]
+    L   = - sum over t of log y_t[target_t], averaged over the streams
 
-n_t and z_t are what goes into the tanh and into the softmax. Shapes, everywhere below: T steps,
-B streams (pieces of the text that are read side by side), H hidden units, V characters.
+n_t and z_t are what goes into the tanh and into the softmax (pre-activation and logits). Shapes,
+everywhere below: T steps, B streams (pieces of the text that are read side by side), H hidden
+units, V characters.
 """
 
 import argparse
@@ -47,8 +48,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-# Touches the memory that products work in: up to 2.2x faster on a virtual machine. Its 12 MB, when
-# freed, make glibc keep what is freed for the next arrays: up to 1.5x faster.
+# Speed only: a large product maps the memory that BLAS works in, or every later product is up to
+# 2.2 times slower on a virtual machine; and when its 12 MB are freed, C's library learns to keep
+# freed memory for the next arrays, up to 1.5 times faster.
 np.ones((64, 384), np.float32) @ np.ones((384, 8192), np.float32)
 
 
@@ -67,8 +69,8 @@ class DataReader:
     text is held out in val_ids (nothing, if the text is too short). The rest is cut into batch_size
     stretches of equal length, the streams. All are read at the same time, each from its start to
     its end, seq_length characters a batch; the last batch of a pass may be shorter.
-    Raises Mistake for a text that is not UTF-8, is too short, has fewer than 2 characters, or is
-    another than that of a checksum.
+    Raises Mistake for a text that is not UTF-8, is too short, has fewer than 2 characters or others
+    than are given, or is another than that of a checksum.
     """
 
     def __init__(
@@ -200,7 +202,8 @@ class RNN:
 
     It holds its sizes, its settings and five arrays: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,),
     by (V,). Where its training stands is kept in a Run. Without a learning rate it takes the one
-    of its optimiser in OPTIMIZERS. Take dtype=np.float64 to check gradients.
+    of its optimiser in OPTIMIZERS. seq_length is kept for the record: batches are as long as the
+    reader makes them. Take dtype=np.float64 to check gradients.
     Raises Mistake for a learning rate or an optimiser that cannot be.
     """
 
@@ -227,8 +230,9 @@ class RNN:
         self.optimizer = optimizer
         self.dtype = np.dtype(dtype).name
 
-        # 3 Wax: after different characters the states start far apart, which learns faster than 1.
-        # Waa is orthogonal, the Q of QR: it keeps the length of a.
+        # Wax has a spread of 3: states after different characters start far apart. On the fables
+        # that is 0.02 nats better than a spread of 1, after as many seconds.
+        # Waa is orthogonal, the Q of QR: it keeps the length of a, and of gradients going back.
         # Wya / sqrt(H): as each a is at most 1 in size, z has variance 1 at most.
         H, V = hidden_size, vocab_size
         rng = np.random.default_rng(seed)
@@ -258,8 +262,9 @@ class RNN:
             a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y_t = softmax(Wya a_t + by)
 
         inputs are indices of characters, (T, B) with a_prev (B, H), or a single sequence, (T,) with
-        (H,). Returns a (T+1, B, H), where a[0] is a_prev and a[t + 1] is a_t, counted from t = 0,
-        and y_pred (T, B, V), or both without B. Raises Mistake for anything but indices.
+        (H,). Returns a (T+1, B, H) and y_pred (T, B, V), or both without B. a[0] is a_prev, and
+        a[t] is a_t for t = 1 to T; Python counts from 0, so that inputs[0] is x_1 and y_pred[0] is
+        y_1. Raises Mistake for anything but indices.
         """
         inputs = self.as_indices(inputs)
         a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
@@ -278,7 +283,7 @@ class RNN:
     def as_indices(self, characters):
         """Inputs or targets as an array, if they are indices of characters."""
         ids = np.asarray(characters)
-        are_whole = ids.ndim in (1, 2) and ids.dtype.kind in "iu"
+        are_whole = ids.size and ids.ndim in (1, 2) and ids.dtype.kind in "iu"
         if not are_whole or ids.min() < 0 or ids.max() >= self.vocab_size:
             raise Mistake(
                 f"inputs and targets must be indices from 0 to {self.vocab_size - 1}, "
@@ -292,7 +297,7 @@ class RNN:
         return ones.astype(self.dtype)
 
     def loss(self, y_pred, targets):
-        """The cross-entropy L = - sum over t of log y_t[target_t] in nats; the streams' mean.
+        """The cross-entropy L = - sum over t of log y_t[target_t], averaged over streams, in nats.
 
         Raises Mistake for targets that are no indices, and for a loss that is not a number.
         """
@@ -307,7 +312,7 @@ class RNN:
         return loss
 
     def backward(self, inputs, a, y_pred, targets):
-        """The gradients of loss by backpropagation through time: an array for each parameter.
+        """The gradients of loss by truncated backpropagation through time, for each parameter.
 
         dx means dL/dx, and ' is the transpose. At one step, the loss of the target depends on z by
             dL/dy_i = -1/y_i where i = target, else 0     dy_i/dz_j = y_i (1[i = j] - y_j)
@@ -315,10 +320,10 @@ class RNN:
         From there through the layers, and from the last step to the first:
             dz_t = (y_t - onehot(target_t)) / B           the mean over streams
             da_t = Wya' dz_t + Waa' dn_{t+1}              from this output and from the next step
-            dn_t = (1 - a_t^2) da_t                       through the tanh
-            dWya = sum dz_t a_t'      dby = sum dz_t
+            dn_t = (1 - a_t^2) da_t                       through the tanh, entry by entry
+            dWya = sum dz_t a_t'      dby = sum dz_t      sums over steps and streams
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
-        The first a_prev counts as a constant: no gradient reaches the batch before. In the code
+        Truncated: a_prev counts as a constant, no gradient reaches the batch before. In the code
         each vector is a row, so that Wya' dz_t is dz[t] @ Wya; np.dot is the same product, which
         costs less for small arrays. Raises Mistake for targets that are no indices.
         """
@@ -411,10 +416,11 @@ class RNN:
         return nats / len(inputs)
 
     def draw(self, ids, a_prev, temperature, seed):
-        """Indices without end that go on from ids, all of which are read first, from a_prev (H,).
+        """Generate indices without end: ids are read first, from the state a_prev (H,).
 
-        Each is drawn from softmax(z_t / temperature) and is the next input. A temperature under 1
-        makes likely characters likelier; 0 always takes the likeliest.
+        Each new index is drawn from softmax(z_t / temperature) and is the next input. A temperature
+        under 1 makes likely characters likelier; 0 always takes the likeliest. Raises Mistake for
+        a temperature below 0 and for no ids.
         """
         if not 0 <= temperature < math.inf:
             raise Mistake(f"temperature must be a number from 0 on, not {temperature}")
@@ -430,11 +436,11 @@ class RNN:
             yield ids[0]
 
     def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
-        """A list of n indices that go on from one; a seed gives the same ones each time."""
+        """A list of n indices that follow seed_ix; a seed gives the same ones each time."""
         return list(islice(self.draw([seed_ix], a_prev, temperature, seed), n))
 
     def predict(self, reader, start, n, temperature=1.0, seed=None):
-        """The text start and n new characters; all are in reader.chars."""
+        """The text start and n new characters; Mistake for a character not in reader.chars."""
         ids = encode(start, reader.chars)
         drawn = self.draw(ids, np.zeros(self.state_size), temperature, seed)
         return start + "".join(reader.chars[ix] for ix in islice(drawn, n))
@@ -455,7 +461,8 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
         dL/dw is about (L(w + change) - L(w - change)) / (2 change)
 
     It is the largest difference, relative to the largest gradient of that parameter: below 1e-6
-    backward is right, and above 1e-3 it is wrong. Raises Mistake for a network that is not in
+    backward is right, and above 1e-3 it is wrong. The first state is random, so that all gradients
+    count from the first step on. Raises Mistake for a network that is not in
     float64, and where backward and parameters do not have the same names.
     """
     if rnn.dtype != "float64":
@@ -475,7 +482,7 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
             for step in (change, -change):
                 w[place] = value + step
                 _, y_pred = rnn.forward(inputs, a_prev)
-                measured[place] += rnn.loss(y_pred, targets) / (2 * step)
+                measured[place] += rnn.loss(y_pred, targets) / (2 * step)  # the second: minus
             w[place] = value
         largest = max(np.abs(measured).max(), change)  # in case all of them are 0
         differences[name] = float(np.abs(grads[name] - measured).max() / largest)
@@ -528,13 +535,14 @@ HEADER = "iteration  smooth  train  valid s left  sample"
 class Run:
     """Where a training run stands: everything but the network.
 
-    iteration counts the updates, seconds is the time they took, and losses has the loss of each, in
-    nats per character; smooth_loss is their moving average, which starts at that of guessing.
-    history has a row [iteration, training loss, validation loss] for every validation.
-    The run ends at max_iters or threshold; eval_interval is the iterations from row to row. best
-    holds the weights with the lowest validation loss, those of best_iteration (the latest, if
-    nothing is held out). m and v are the moments of the optimiser, a_prev (B, H) is the hidden
-    state before the next batch, and stop = True ends training after the iteration under way.
+    iteration counts the updates, seconds the time since the first (with rows and reports, without
+    pauses), and losses has the loss of each, in nats per character; smooth_loss is their moving
+    average, which starts at that of guessing. history has a row [iteration, training loss,
+    validation loss] for every validation. The run ends at max_iters or threshold; eval_interval is
+    the iterations from row to row. best holds the weights with the lowest validation loss, those of
+    best_iteration (the latest, if nothing is held out). m and v are what the optimiser remembers,
+    a_prev (B, H) is the hidden state before the next batch, and stop = True ends training after the
+    iteration under way, until it is False again.
     """
 
     def __init__(self, rnn):
@@ -555,7 +563,7 @@ class Run:
         self.stop = False
 
     def plan(self, max_iters=None, threshold=None):
-        """Set one end of the run, or both; Mistake for one that has been reached already."""
+        """Set where the run ends; Mistake for too few iterations or a threshold above guessing."""
         if max_iters is not None:
             if max_iters < self.iteration:
                 raise Mistake(f"the run is at iteration {self.iteration}: {max_iters} is too few")
@@ -580,7 +588,8 @@ class Run:
         train_loss = sum(recent) / len(recent)
         val_ids = reader.val_ids[:100_000]
         val_loss = rnn.evaluate(val_ids) if len(val_ids) else math.nan
-        if not any(row[2] <= val_loss for row in self.history):  # true, if nothing is held out
+        # Where nothing is held out val_loss is nan, which no row is below: the latest are the best.
+        if not any(row[2] <= val_loss for row in self.history):
             self.best = deepcopy(rnn.parameters())
             self.best_iteration = self.iteration
         self.history.append([self.iteration, train_loss, val_loss])

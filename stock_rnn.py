@@ -40,7 +40,6 @@ import zipfile
 from array import array
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -93,8 +92,8 @@ class StockDataset(Dataset):
             raise Mistake(f"values must be one series (N,), not an array {self.values.shape}")
         if len(self.values) < seq_length + (scale is None):
             raise Mistake(f"{len(self.values)} values are too few for a window of {seq_length}")
-        low = float(self.values.min())
-        high = float(self.values.max())
+        low = self.values.min()
+        high = self.values.max()
         if not abs(low) + abs(high) < 1e100:
             raise Mistake(f"values must be finite numbers below 1e100, not from {low} to {high}")
         if normalise == "relative" and low <= 0:
@@ -221,9 +220,10 @@ def train(
     """Minimise a loss; returns {"train_loss": [...], "val_loss": [...]}, a number for each epoch.
 
     The loaders give batches (x, target). Unless they are given, the loss is the mean squared error,
-    and optimiser and scheduler are those of adamw. An optimiser of your own keeps its rate, unless
-    a scheduler of torch comes with it, which is stepped once an epoch. The model ends with the
-    weights whose validation loss was lowest, which may be those that it came with.
+    and optimiser and scheduler are those of adamw; a loss of your own must be a mean, too. An
+    optimiser of your own keeps its rate, unless a scheduler of torch comes with it, which is
+    stepped once an epoch, without a metric. The model ends with the weights whose validation loss
+    was lowest, which may be those that it came with.
 
     report(state) is called after every epoch. Such a state, passed back, goes on from there: on the
     CPU to the same bits, with loaders that draw from torch's own random numbers (the state of a
@@ -307,7 +307,7 @@ def loss_and_output(model, batch, criterion):
     return criterion(output, target), output
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(model, loader, criterion=nn.functional.mse_loss):
     """The mean loss over the batches of a loader, in eval mode, and the outputs in its order."""
     model.eval()
@@ -320,7 +320,7 @@ def evaluate(model, loader, criterion=nn.functional.mse_loss):
 # Test and forecast
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def forecast(model, dataset, steps=1):
     """The values after every window, (N - T + 1, steps); each is fed back for the next.
 
@@ -357,8 +357,8 @@ def errors_of(model, test_set, train_set=None):
     """
     true = test_set.values[test_set.seq_length :]
     last = test_set.values[test_set.seq_length - 1 : -1]
-    predicted = forecast(model, test_set)[:-1, 0]  # the last window has no target
-    errors = {"model": predicted - true, "naive": last - true}
+    # The last window has no target.
+    errors = {"model": forecast(model, test_set)[:-1, 0] - true, "naive": last - true}
     if not np.any(errors["naive"] ** 2):
         raise Mistake("no value to test on differs from the one before: nothing to predict")
     if train_set:
@@ -388,13 +388,12 @@ def with_one(x):
 def score(error, naive):
     """Figures of the errors (N,) of a forecast, beside those of the naive forecast.
 
-    rmse and mae are in the values' unit, theil_u is rmse / that of the naive, and direction is the
-    share of moves whose sign was forecast (nan for a forecast that sees no move).
+    rmse is in the values' unit, theil_u is rmse / that of the naive, and direction is the share of
+    moves whose sign was forecast (nan for a forecast that sees no move).
     """
     right = np.sign(error - naive) == np.sign(-naive)  # the move as it was forecast, and as it was
     return {
         "rmse": rms(error),
-        "mae": float(np.mean(abs(error))),
         "theil_u": rms(error) / rms(naive),
         "direction": float(np.mean(right[naive != 0])) if np.any(error != naive) else math.nan,
     }
@@ -410,13 +409,13 @@ def diebold_mariano(error, other):
 
         d_i = other_i^2 - error_i^2        t = mean(d) / (std(d) / sqrt(N))
 
-    It is 0 where the two never differ; above T_LIMIT the first is better, below -T_LIMIT worse.
+    It is 0 where d is always the same; above T_LIMIT the first is better, below -T_LIMIT worse.
     """
     d = other**2 - error**2
     return float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))) if d.std() else 0.0
 
 
-# Student's limit: t of 30 values exceeds it by chance in 1 of 20 tests, of more values less often.
+# Student's limit: |t| of 30 values exceeds it by chance in 1 of 20 tests, of more less often.
 T_LIMIT = 2.05
 WORDS = {"naive": "the last value", "drift": "drift", "linear": "the straight line"}
 
@@ -437,7 +436,7 @@ def verdict(errors):
     if "naive" in left:
         return (
             "No evidence that it is better than the last value: "
-            "chance often makes such a difference."
+            "the difference is too small, or chance often makes such a one."
         )
     if left:
         hardest = min(left, key=t.get)
@@ -495,10 +494,6 @@ def picture_of(test_set, errors, name, ending):
 # --------------------------------------------------------------------------------------------------
 # Files: from a CSV file to an array of values, the oldest first
 
-NOT_TEXT = {
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
-    b"PK": "a zip or Excel file: save it as CSV",
-}
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
 MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", ".", "?"}
 NUMBER = re.compile(r"[-+]?[$€£¥]? ?([0-9]+|[1-9][0-9]{0,2}(,[0-9]{3})+)(\.[0-9]*)? ?[$€£¥]?")
@@ -534,13 +529,14 @@ def load_prices(path, column="open", order="time"):
     _, first, place = np.unique(seconds, return_index=True, return_inverse=True)
     kept = values[first]  # of rows with the same time, the first
     other = abs(values - kept[place]) > 0.01 * abs(kept[place])
-    if other.sum() > len(values) / 100:
-        at = other.argmax()
+    again = np.delete(np.arange(len(values)), first)
+    if other.sum() > len(values) / 100 or len(again) > len(values) / 2:
+        at = again[0]
         raise Mistake(
-            f"{path}: line {lines[at]} has the time of line {lines[first[place[at]]]} "
-            f"and another value: several series in one file?"
+            f"{path}: line {lines[at]} has the time of line {lines[first[place[at]]]}: several "
+            f"series in one file, or dates without a time? --order file takes the rows as they are"
         )
-    tell_rows(path, np.delete(lines, first), "dropped, whose time is there already")
+    tell_rows(path, lines[again], "dropped, whose time is there already")
     return kept
 
 
@@ -552,20 +548,18 @@ def tell_rows(path, lines, what):
 
 def read_rows(path, column):
     """The values of a column, the line of each, and the cells of the columns that hold times."""
-    with open(path, "rb") as file:
-        start = file.peek(2)[:2]  # not read, because a pipe can be read but once
-        if start in NOT_TEXT:
-            raise Mistake(f"{path} is {NOT_TEXT[start]}")
+    with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            head = list(islice(text, 50))
+            head = list(islice(file, 50))
             names, at, above, delimiter = find_header(path, head, column)
             sample = [[], *csv.reader(head[above:], delimiter=delimiter)]
             columns = time_columns(names, at, sample[len(sample) // 2])
-            rows = csv.reader(chain(head[above:], text), delimiter=delimiter, strict=True)
+            rows = csv.reader(chain(head[above:], file), delimiter=delimiter, strict=True)
             return collect(path, names, at, columns, rows, above)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise Mistake(f"{path} is no CSV file in UTF-8: {error}") from None
+            raise Mistake(
+                f"{path} is no CSV file in UTF-8 (an archive, or an Excel file?): {error}"
+            ) from None
 
 
 def find_header(path, head, column):
@@ -653,10 +647,10 @@ def to_number(cell):
 def read_times(path, times, lines):
     """The name of a column of times, and its seconds since 1970, (N,).
 
-    A form of date is right if it puts the rows in order, up or down, or if no other form reads the
-    whole column and its year has four digits.
+    Columns with more different cells come first. A form of date is right if it puts the rows in
+    order, up or down, or if no other form reads the whole column and its year has four digits.
     """
-    for name, cells in times.items():
+    for name, cells in sorted(times.items(), key=lambda item: -len(set(item[1]))):
         in_order = {}
         others = []
         longest = 0
@@ -716,11 +710,11 @@ def read_time(cell, form):
 # Checkpoint: the settings, the values and the state of a run, in one file
 
 
-def whole(text, least=1):
-    """A whole number, from least to a billion."""
-    number = int(text) if re.fullmatch("[0-9]{1,10}", text) else -1
-    if not least <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
+def whole(text):
+    """A whole number, from 1 to a billion."""
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text:.40}")
     return number
 
 
@@ -744,7 +738,7 @@ SETTINGS = {  # kind, default, meaning
     "val_fraction": (number, 0.15, "share of the values to validate"),
     "test_fraction": (number, 0.15, "share of the values to test"),
     "epochs": (whole, 100, "passes over the training part"),
-    "seed": (partial(whole, least=0), 0, "seed of the random numbers"),
+    "seed": (int, 0, "seed of the random numbers"),
     "device": (str, "cpu", "where torch computes: cpu, cuda, mps"),
 }
 
@@ -768,32 +762,33 @@ def load_checkpoint(path):
     executed. Raises Mistake for a file that is damaged, of another kind, or with other weights than
     such a model has.
     """
-    saved = read_checkpoint(path)
-    settings = argparse.Namespace(**saved["settings"])
+    settings, values, state = read_checkpoint(path)
     model = RNN(settings.hidden_size, settings.cell)
-    state = saved["state"]
     try:
         for name in ("model", "best") if state else ():
             model.load_state_dict(state[name])
     except RuntimeError as error:
         raise Mistake(f"{path} is not of this model: {' '.join(str(error).split())}") from None
-    return model, settings, saved["values"].numpy(), state
+    return model, settings, values, state
 
 
 def read_checkpoint(path):
-    """All that is in a file, as a dict; Mistake for what cannot be a checkpoint."""
+    """The settings, the values and the state in a file; Mistake for what can be no checkpoint."""
     data = Path(path).read_bytes()
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
             raise ValueError("a checksum is wrong")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if "order" in saved["settings"]:  # else it is of an earlier version
-            for name, (kind, _, _) in SETTINGS.items():
-                kind(str(saved["settings"][name]))
-            if saved["settings"]["hidden_size"] ** 2 > len(data):
+        settings = argparse.Namespace(**saved["settings"])
+        if hasattr(settings, "order"):  # else it is of an earlier version
+            for name, (kind, default, _) in SETTINGS.items():
+                value = saved["settings"][name]
+                if value != default and kind(str(value)) != value:
+                    raise ValueError(f"{name} cannot be {value}")
+            if settings.hidden_size**2 > len(data):
                 raise ValueError("its sizes do not fit")
-            return saved
+            return settings, saved["values"].numpy(), saved["state"]
     except Exception as error:  # damaged bytes can make torch raise almost anything
         raise Mistake(f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r}") from error
     raise Mistake(f"{path} is of an earlier version of stock_rnn.py: train again")
@@ -872,8 +867,9 @@ class Session:
         model = RNN(settings.hidden_size, settings.cell).to(settings.device)
         optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
         loaders = (batches(train_set, settings.batch_size, shuffle=True), batches(val_set, 1024))
-        if self.plot:  # what cannot be written shows before training
-            self.draw(test_set, errors_of(model, test_set, train_set))
+        errors = errors_of(model, test_set, train_set)
+        if self.plot:
+            self.draw(test_set, errors)  # what cannot be tested or written shows before training
         self.save(state)
         x, target = val_set[:]
         self.naive_loss = nn.functional.mse_loss(x[:, -1], target).item()
@@ -893,7 +889,7 @@ class Session:
         if self.plot:
             self.draw(test_set, errors)
         epoch = self.state["best_epoch"]
-        why = "" if epoch else " (untrained: no epoch was better on the validation part)"
+        why = " (untrained: no epoch was better on the validation part)" * (epoch == 0)
         print_errors(errors, f"values never seen, by the weights of epoch {epoch}{why}")
         if os.path.isfile(settings.prices):  # a pipe cannot be read again
             print(f"\nfor the next value:\n{command_line('predict', self.path, settings.prices)}")
@@ -954,8 +950,9 @@ def train_command(args):
     """Start a new run on a file of values, in a checkpoint of its own."""
     if args.prices == str(DATA) and not DATA.exists():
         raise Mistake("give a CSV file: python stock_rnn.py train my.csv")
-    values = load_prices(args.prices, args.column, args.order)
-    return Session(args, values, args.checkpoint, args.plot).learn()
+    return Session(
+        args, load_prices(args.prices, args.column, args.order), args.checkpoint, args.plot
+    ).learn()
 
 
 def resume_command(args):
@@ -981,33 +978,30 @@ def loaded(args):
     """A model, its training set, all values that it has seen, and the values of a file."""
     model, settings, values, _ = load_checkpoint(args.checkpoint)
     train_set, _, test_set = parts_of(settings, values)
-    column = args.column or settings.column
-    found = load_prices(args.prices, column, args.order or settings.order)
+    found = load_prices(args.prices, args.column or settings.column, args.order or settings.order)
     return model, train_set, values[: len(values) - len(test_set)], found
 
 
 def test_command(args):
     """Test a model on all values of a file that it was not trained on."""
     model, train_set, seen, found = loaded(args)
-    T = train_set.seq_length
-    tail = seen[-max(T, 10) :]  # fewer could be alike by chance
-    title = "values"
-    at = found.tobytes().rfind(tail.tobytes()) // 8  # eight bytes a value
-    if at >= 0:
-        end = at + len(tail)
-        print(f"the model has seen the first {end:,} values: the rest is the test")
-        found = found[end - T :]
-        title = "values never seen"
-    print_errors(errors_of(model, train_set.like(found), train_set), title)
+    if found.tobytes() in seen.tobytes():
+        raise Mistake("the model was trained on all of these values")
+    # 10 values, as fewer could be alike by chance; where values repeat, as in the file trained on.
+    for end in sorted(range(10, len(found)), key=lambda end: abs(end - len(seen))):
+        if found[end - 1] == seen[-1] and np.array_equal(found[:end][-len(seen) :], seen[-end:]):
+            print(f"the model has seen the first {end:,} values: the rest is the test")
+            found = found[max(0, end - train_set.seq_length) :]
+            break
+    print_errors(errors_of(model, train_set.like(found), train_set), "values")
 
 
 def predict_command(args):
     """Print the values that a model expects after the last row of a file, one a line."""
     model, train_set, _, values = loaded(args)
     window = train_set.like(values[-train_set.seq_length :])
-    found = forecast(model, window, args.steps)[-1]
-    for value in found:
-        print(np.format_float_positional(value, precision=8, fractional=False, trim="-"))
+    for value in forecast(model, window, args.steps)[-1]:
+        print(np.format_float_positional(value, precision=10, fractional=False, trim="-"))
 
 
 def add_arguments(train, resume, test, predict):
@@ -1015,7 +1009,7 @@ def add_arguments(train, resume, test, predict):
     train.set_defaults(run=train_command)
     train.add_argument("prices", nargs="?", default=str(DATA), help="CSV file")
     for name, (kind, default, meaning) in SETTINGS.items():
-        flag = "--" + name.replace("_", "-")
+        flag = f"--{name.replace('_', '-')}"
         train.add_argument(flag, type=kind, default=default, help=f"{meaning} ({default})")
     train.add_argument("--checkpoint", default="stock_rnn.pt", help="or NAME-2.pt, and so on")
     resume.set_defaults(run=resume_command)

@@ -384,7 +384,7 @@ class TestMathematics(InFolder):
         one_hot = rnn.one_hot(inputs)
         below = np.where(inputs == inputs[2, 1], -1, inputs)
         above = np.where(inputs == inputs[2, 1], 7, inputs)
-        for wrong in (one_hot, one_hot.astype(int), inputs * 1.0, below, above, 3):
+        for wrong in (one_hot, one_hot.astype(int), inputs * 1.0, below, above, 3, inputs[:0]):
             for use in (
                 lambda wrong: rnn.forward(wrong, a_prev),
                 lambda wrong: rnn.loss(y_pred, wrong),
@@ -1338,6 +1338,7 @@ class TestCommandLine(InFolder):
         with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
             self.train("--plot=loss.png", "--max-iters=300")
         self.assertEqual(Path("loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertFalse(Path("loss-2.png").exists())  # it is drawn anew, and not beside it
         _, run, _ = load_checkpoint("char_rnn.npz")
         each, train, val = (call.args[1:3] for call in plot.call_args_list[-3:])
         np.testing.assert_equal([*each], [range(1, 301), run.losses])

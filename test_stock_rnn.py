@@ -50,6 +50,9 @@ CO2 = str(HERE / "data" / "co2_monthly.csv")
 SMALL = ["--hidden-size=4", "--seq-length=5", "--epochs=3"]  # a model that trains in a blink
 KLINE = ",7.5,8,6,7,1,1577840399999,1,1,1,1,0\n"  # what follows the time at Binance
 BAD = "inf", "12abc"
+HOURS = "".join(f"2020-01-0{day},{hour},1.1{hour}\n" for day in (1, 2) for hour in range(24))
+NOAA = "1960,2,1960.12,1\n1960,1,1960.04,2\n1959,12,1959.96,3\n"
+CPI = "".join(f"{year},{month},1{month:02}.5\n" for year in (1, 2) for month in range(1, 13))
 COIN = '"2025-10-20T00:00:00.000Z";"2025-10-20T23:59:59.999Z";"";"";5;"2025-10-20T23:59:59.999Z"\n'
 COINS = "timeOpen;timeClose;timeHigh;timeLow;open;x\n" + COIN
 COINS += COIN.replace("-20", "-19").replace(";5", ";4")
@@ -238,8 +241,13 @@ LAYOUTS = [
     ("clock without a name", "date,x,open\n2020-01-02,16:00,5\n2020-01-02,9:30,6\n", [6, 5]),
     ("a footer", "day,open\n2020-01-03,7\n2020-01-02,6\n2020-01-01,5\nsource,\n", [5, 6, 7]),
     ("a title", "day,open\nprices,\n2020-01-03,7\n2020-01-02,6\n2020-01-01,5\n", [5, 6, 7]),
-    ("gzip", b"\x1f\x8b\x08\0", "compressed with gzip"),
-    ("Excel", b"PK\x03\x04", "a zip or Excel file"),
+    ("gzip", b"\x1f\x8b\x08\0", "no CSV file in UTF-8 .an archive, or an Excel file"),
+    ("Excel", b"PK\x03\x04\x14\0\x06\0\x08\0\xfe", "no CSV file in UTF-8 .an archive, or an Excel"),
+    ("PK as a name", "PK,date,open\n1,2020-01-02,6\n2,2020-01-01,5\n", [5, 6]),
+    ("hours", "Date,Hour,Open\n" + HOURS, "line 3 has the time of line 2: .*dates without a time"),
+    ("NOAA", "year,month,decimal date,average\n" + NOAA, [3, 2, 1], "average"),
+    ("a year beside the date", "Year,Date,open\n2020,2020-01-02,6\n2020,2020-01-01,5\n", [5, 6]),
+    ("year, month", "Year,Month,CPI\n" + CPI, "line 3 has the time of line 2", "CPI"),
     ("GBK", "日期,open\n".encode("gbk"), "no CSV file in UTF-8"),
     ("no header", "2020-01-01,5\n2020-01-02,6\n", "One of the first lines must name"),
     ("rows in quotes", '"date,open"\n"2020-01-01,5"\n', "first is .*date,open"),
@@ -249,7 +257,7 @@ LAYOUTS = [
     (
         "several symbols",
         "date,symbol,open\n2020-01-01,A,5\n2020-01-01,B,9\n2020-01-02,A,5\n2020-01-02,B,9\n",
-        "line 3 .*line 2 .*several series",
+        "line 3 .*line 2: several series",
     ),
     (
         "no such column",
@@ -417,7 +425,7 @@ class TestFiles(InFolder):
         ]
         text = "date,open\n" + "\n".join(rows)
         self.assertEqual(len(self.load(f"{text}\n2020-01-01 05:00,9")[0]), len(rows))
-        with self.assertRaisesRegex(Mistake, "line 674 has the time of line 7 .*several series"):
+        with self.assertRaisesRegex(Mistake, "line 674 has the time of line 7: several series"):
             self.load(text + "\n2020-01-01 05:00,9" * 8)
 
     def test_all_rows_are_read_whatever_stands_in_quotes_near_the_50th_line(self):
@@ -592,7 +600,6 @@ class TestModel(InFolder):
         d = naive**2 - error**2
         expected = {
             "rmse": np.mean(error**2) ** 0.5,
-            "mae": abs(error).mean(),
             "theil_u": (np.sum(error**2) / np.sum(naive**2)) ** 0.5,
             "direction": np.mean(((error + true > last) == (true > last))[moved]),
             "t": d.mean() / (d.std(ddof=1) / 195**0.5),
@@ -605,6 +612,8 @@ class TestModel(InFolder):
         self.assertEqual(diebold_mariano(naive, naive), 0)
 
     def test_a_test_where_no_value_moves_or_none_is_left_is_refused(self):
+        self.csv("flat.csv", [*walk(steps=90), *[7] * 30])
+        self.refuse("no value to test on", "flat.csv", *SMALL)  # before the training
         data = StockDataset(walk(), 5)
         for values in ([7.0] * 20, [1e-200, 2e-200] * 5, walk()[:5]):
             with self.assertRaisesRegex(Mistake, "no value to test on"):
@@ -824,7 +833,13 @@ class TestVerdict(InFolder):
                 "drift.",
                 (e, large, 1.0004 * e, large),  # sure, and far too small a gain
             ),
-            ("No evidence that it is better than the last value: chance", (e, other, large, large)),
+            (
+                "No evidence that it is better than the last value: the diff",
+                (e, other, large, large),
+            ),
+            ("No evidence", (1.02 * other, e, large, large)),
+            ("Worse than the last value: its error is 0.2% larger.", (1.0015 * e, e, large, large)),
+            ("Better than all three", (0.9985 * e, e, large, large)),
             ("No evidence", (0.9995 * e, e, large, large)),
             ("No evidence", (1.0005 * e, e, large, large)),
         ):
@@ -1023,7 +1038,7 @@ class TestCommandLine(InFolder):
         command = shlex.join(["python", sys.argv[0], "predict", "stock_rnn.pt", BITCOIN])
         self.assertTrue(out.endswith(f"\nfor the next value:\n{command}\n"))
         again = self.succeed("test", "stock_rnn.pt", BITCOIN)
-        self.assertRegex(again, r"has seen the first 746 values(?s:.*)131 values never seen\n")
+        self.assertRegex(again, r"has seen the first 746 values(?s:.*)131 values\n")
         self.assertIn(again[again.index("root mean") :], out)
         other = self.succeed("test", "stock_rnn.pt", CO2, "--column=ppm")
         self.assertRegex(other, "^\ntest on 506 values\n")
@@ -1055,6 +1070,16 @@ class TestCommandLine(InFolder):
         self.assertIn(title, out)
         self.assertIn(stock_rnn.verdict(errors), out)
 
+    def test_the_command_line_trains_as_the_functions_do(self):
+        self.train("--batch-size=9", "--learning-rate=0.01", "--cell=gru", "--seed=3")
+        train_set, val_set, _ = split(load_quietly("values.csv"), 5)
+        torch.manual_seed(3)
+        model = RNN(4, "gru")
+        optimizer, scheduler = stock_rnn.adamw(model, 3, 0.01)
+        loaders = batches(train_set, 9, shuffle=True), batches(val_set, 1024)
+        history = stock_rnn.train(model, *loaders, None, optimizer, scheduler, epochs=3)
+        self.assertEqual(load_checkpoint("stock_rnn.pt")[3]["history"], history)
+
     def test_no_test_value_reaches_the_training_or_the_simple_forecasts_on_the_command_line(self):
         outs = []
         values = walk(steps=240)
@@ -1083,16 +1108,33 @@ class TestCommandLine(InFolder):
             self.csv("part.csv", [*values[start:], *more])
             out = self.succeed("test", "stock_rnn.pt", "part.csv")
             self.assertIn(f"has seen the first {seen - start} values", out)
-            self.assertIn(f"test on {120 - seen + len(more)} values never seen\n", out)
+            self.assertIn(f"test on {120 - seen + len(more)} values\n", out)
         self.csv("part.csv", [*values[seen - 9 :], 900])  # one value too few to be sure
         self.assertIn("test on 23 values\n", self.succeed("test", "stock_rnn.pt", "part.csv"))
-        self.refuse_after("no value to test on", "test", "stock_rnn.pt", values[:seen])
+        self.csv("longer.csv", [5.0, 7.0, *values[:seen], 900, 905])
+        self.assertIn(
+            f"the first {seen + 2} val", self.succeed("test", "stock_rnn.pt", "longer.csv")
+        )
+        for part in (values[:seen], values[20:70], values[:9]):
+            self.csv("part.csv", part)
+            self.refuse("trained on all of these", "test", "stock_rnn.pt", "part.csv")
 
-    def refuse_after(self, saying, *args):
-        *args, values = args
-        status, _, err = self.main(*args, self.csv("a.csv", values))
-        self.assertEqual(status, 2)
-        self.assertIn(saying, err)
+    def test_values_that_repeat_are_not_taken_for_more_than_was_seen(self):
+        self.csv("week.csv", [3, 5, 9, 4, 2, 1, 1] * 40)
+        self.succeed("week.csv", *SMALL)
+        seen = 280 - int(280 * 0.15)
+        self.assertIn(f"the first {seen} values", self.succeed("test", "stock_rnn.pt", "week.csv"))
+
+    def test_a_module_may_keep_what_it_computed_while_it_was_validated(self):
+        class Keeping(RNN):
+            kept = None
+
+            def forward(self, x):
+                if self.kept is None:
+                    self.kept = super().forward(x).mean()
+                return super().forward(x) + self.kept.detach() * self.linear.weight.mean()
+
+        learn(model=Keeping(4))
 
     def test_windows_of_one_value_are_not_taken_for_seen_ones(self):
         self.csv("days.csv", np.arange(1, 121) % 7 + 20.5)
@@ -1115,7 +1157,7 @@ class TestCommandLine(InFolder):
         mocked = np.array([[60.0, 2e-7, 123456789012.0]])
         with mock.patch.object(stock_rnn, "forecast", return_value=mocked):
             _, out, _ = self.main("predict", "stock_rnn.pt", "few.csv", "--steps=3")
-        self.assertEqual(out, "60\n0.0000002\n123456790000\n")
+        self.assertEqual(out, "60\n0.0000002\n123456789000\n")
 
     def test_resume_brings_the_settings_back_and_goes_on_to_more_epochs(self):
         flags = ["--normalise=range", "--cell=gru", "--seed=4", "--batch-size=7"]
@@ -1250,6 +1292,7 @@ class TestCommandLine(InFolder):
             with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
                 self.succeed(name, *SMALL, "--plot=a.png", f"--checkpoint={name}.pt")
             self.assertEqual(Path("a.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+            self.assertFalse(Path("a-2.png").exists())  # it is drawn anew, and not beside it
             model, _, values, _ = load_checkpoint(f"{name}.pt")
             train_set, _, test_set = split(values, 5)
             errors = errors_of(model, test_set, train_set)
@@ -1317,7 +1360,7 @@ class TestCommandLine(InFolder):
             ("whole number from 1", "--hidden-size=0", f"--epochs={10**400}", "--batch-size=0"),
             ("whole number from 1", "--seq-length=1000000001", "--epochs=1.5"),
             ("whole number from 1", "predict stock_rnn.pt values.csv --steps=0"),
-            ("whole number from 0", "--seed=-1"),
+            ("invalid int value", "--seed=x"),
             ("number from 0 to a million", "--learning-rate=nan", "--val-fraction=-inf"),
             ("number from 0 to a million", "--learning-rate=1e39", "--test-fraction=-0.1"),
             ("--seq-length 100", "--seq-length=100"),
