@@ -862,7 +862,7 @@ class Session:
         if self.mark and path != self.path:
             print(f"{self.path} was changed by another program: going on in {path}")
         self.path = path
-        self.mark = mark_of(path)
+        self.mark = mark_of(path) or "taken away at once"
 
     def draw_picture(self):
         """Write the picture of the losses, if one is wanted."""
@@ -1013,7 +1013,7 @@ def test_command(args):
 
 def whole(text, least=1):
     """A whole number, from least to a billion."""
-    number = int(text) if re.fullmatch("[0-9]{1,10}", text) else -1
+    number = int(text) if text.isdecimal() else -1
     if not least <= number <= 10**9:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
     return number

@@ -235,7 +235,7 @@ def train(
     optimizer = optimizer or getattr(scheduler, "optimizer", None)
     if optimizer is None:
         optimizer, scheduler = adamw(model, epochs)
-    scheduler = scheduler or ConstantLR(optimizer, factor=1)
+    scheduler = scheduler or ConstantLR(optimizer, 1)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     state = copy.deepcopy(state) or new_state(parts, val_loader, criterion)
     for name, part in parts.items():
@@ -901,7 +901,7 @@ class Session:
         if self.mark and path != self.path:
             print(f"{self.path} was changed by another program: going on in {path}")
         self.path = path
-        self.mark = mark_of(path)
+        self.mark = mark_of(path) or "taken away at once"
         self.state = state
 
     def report(self, state):

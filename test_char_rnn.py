@@ -1316,6 +1316,21 @@ class TestCommandLine(InFolder):
         self.assertEqual(Path("kept.npz").read_bytes(), kept)
         load_checkpoint("char_rnn-2.npz")
 
+    def test_a_name_that_is_lost_the_moment_it_is_written_is_told_as_well(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8, 0.01)
+        session = Session(rnn, reader, Run(rnn), "char_rnn.npz", None)
+        replace = os.replace
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            with mock.patch.object(os, "replace") as spy:
+                spy.side_effect = lambda old, new: replace(old, new) or os.rename(new, "kept.npz")
+                session.save()
+            self.write("char_rnn.npz", "a thesis")
+            session.save()
+        self.assertIn("going on in char_rnn-2.npz", out.getvalue())
+        self.assertEqual(Path("char_rnn.npz").read_text(), "a thesis")
+
     def test_save_checkpoint_in_python_takes_a_free_name_too(self):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)

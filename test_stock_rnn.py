@@ -1281,6 +1281,19 @@ class TestCommandLine(InFolder):
         load_checkpoint("stock_rnn-2.pt")
         self.assertFalse(list(Path().glob("*.tmp")))
 
+    def test_a_name_that_is_lost_the_moment_it_is_written_is_told_as_well(self):
+        session = stock_rnn.Session(stock_rnn.parse(self.flags), walk(), "stock_rnn.pt", None)
+        replace = os.replace
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            with mock.patch.object(os, "replace") as spy:
+                spy.side_effect = lambda old, new: replace(old, new) or os.rename(new, "kept.pt")
+                session.save(None)
+            self.write("stock_rnn.pt", "a thesis")
+            session.save(None)
+        self.assertIn("going on in stock_rnn-2.pt", out.getvalue())
+        self.assertEqual(Path("stock_rnn.pt").read_text(), "a thesis")
+
     @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
     def test_the_plot_shows_the_test_its_forecast_the_last_value_and_the_hardest_of_the_simple(
         self,
