@@ -636,7 +636,7 @@ def picture_of(run, ending):
     """The losses of a run over its iterations: the bytes of a picture, as png, svg or pdf."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     iterations, train_losses, val_losses = np.reshape(run.history, (-1, 3)).T
     axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
@@ -697,9 +697,9 @@ def save_checkpoint(path, rnn, run, reader, over=None):
     for part, owner in (("rnn", rnn), ("reader", reader), ("run", run)):
         about[part] = {name: getattr(owner, name) for name in KEPT[part]}
     text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
-    arrays = arrays_of(rnn, run) | {"a_prev": run.a_prev, "losses": np.array(run.losses)}
+    arrays = arrays_of(rnn, run) | {"a_prev": run.a_prev, "losses": run.losses}
     file = io.BytesIO()
-    np.savez(file, about=np.array(text), **arrays)
+    np.savez(file, about=text, **arrays)
     return write_whole(path, file.getvalue(), over)
 
 
