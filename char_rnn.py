@@ -28,16 +28,17 @@ import io
 import json
 import math
 import os
-import re
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 import time
 import zipfile
 import zlib
+from collections import Counter, defaultdict
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -54,7 +55,7 @@ import numpy as np
 np.ones((64, 384), np.float32) @ np.ones((384, 8192), np.float32)
 
 
-class Mistake(ValueError):
+class UserError(ValueError):
     """What a user can mend: the command line tells it in one line. All else is a bug."""
 
 
@@ -62,6 +63,7 @@ class Mistake(ValueError):
 # Text: from a file to batches of character indices
 
 
+@dataclass
 class DataReader:
     """Reads a UTF-8 text and deals it out as batches of character indices.
 
@@ -69,45 +71,39 @@ class DataReader:
     text is held out in val_ids (nothing, if the text is too short). The rest is cut into batch_size
     stretches of equal length, the streams. All are read at the same time, each from its start to
     its end, seq_length characters a batch; the last batch of a pass may be shorter.
-    Raises Mistake for a text that is not UTF-8, is too short, has fewer than 2 characters or others
-    than are given, or is another than that of a checksum.
+    Raises UserError for a text that is not UTF-8, is too short, has fewer than 2 characters or
+    others than are given, or is another than that of a checksum.
     """
 
-    def __init__(
-        self,
-        path,
-        seq_length,
-        batch_size=1,
-        val_fraction=0.1,
-        chars=None,
-        shuffle_lines=False,
-        checksum=None,
-    ):
-        self.path = str(path)
-        self.seq_length = seq_length
-        self.batch_size = batch_size
-        self.val_fraction = val_fraction
-        self.shuffle_lines = shuffle_lines
+    path: str
+    seq_length: int
+    batch_size: int = 1
+    val_fraction: float = 0.1
+    chars: list = None
+    shuffle_lines: bool = False
+    checksum: int = None
+
+    def __post_init__(self):
+        self.path = str(self.path)
         text = read_text(self.path)
-        self.checksum = zlib.crc32(text.encode())
-        if checksum not in (None, self.checksum):
-            raise Mistake(f"{path} is not the text that the network was trained on")
-        if shuffle_lines:
+        checksum = zlib.crc32(text.encode())
+        if self.checksum not in (None, checksum):
+            raise UserError(f"{self.path} is not the text that the network was trained on")
+        self.checksum = checksum
+        if self.shuffle_lines:
             text = shuffled(text)
-        self.chars = chars or sorted(set(text))
+        points = code_points(text)
+        self.chars = self.chars or distinct_chars(points)
         self.vocab_size = len(self.chars)
-        if self.vocab_size < 2 or len(text) <= batch_size:
-            raise Mistake(f"{path}: more than {batch_size} characters are needed, 2 distinct ones")
+        if self.vocab_size < 2 or len(text) <= self.batch_size:
+            least = self.batch_size + 1
+            raise UserError(f"{self.path} needs {least} characters or more, 2 of them distinct")
 
-        ids = encode(text, self.chars)
-        self.train_ids, self.val_ids = hold_out(ids, val_fraction, batch_size)
-        self.inputs, self.targets = side_by_side(self.train_ids, batch_size)
-        self.batches = math.ceil(len(self.inputs) / seq_length)  # in a pass over the text
-        self.batch = 0  # the next one
-
-    def just_started(self):
-        """True when the next batch is the first of a pass, where the hidden state is zero."""
-        return self.batch == 0
+        ids = indices_of(points, self.chars)
+        self.train_ids, self.val_ids = hold_out(ids, self.val_fraction, self.batch_size)
+        self.inputs, self.targets = side_by_side(self.train_ids, self.batch_size)
+        self.batches = math.ceil(len(self.inputs) / self.seq_length)  # in a pass over the text
+        self.batch = 0  # the next one; before batch 0 the hidden state is zero
 
     def next_batch(self):
         """The next (inputs, targets), each (T, B): the targets are one character later."""
@@ -117,6 +113,9 @@ class DataReader:
         return self.inputs[steps].astype(np.intp), self.targets[steps].astype(np.intp)
 
 
+REMEDY = "perhaps it is UTF-16 or cp1252, and iconv -f UTF-16 -t UTF-8 makes UTF-8 of it"
+
+
 def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark, its line ends made newlines."""
     try:
@@ -124,9 +123,9 @@ def read_text(path):
             text = file.read()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise Mistake(f"{path} is not UTF-8 text (see line {line}): save it as UTF-8") from None
+        raise UserError(f"{path} is not UTF-8 text (see line {line}): {REMEDY}") from None
     if "\0" in text:
-        raise Mistake(f"{path} is not UTF-8 text (it has zero bytes): save it as UTF-8")
+        raise UserError(f"{path} has zero bytes, as no UTF-8 text has: {REMEDY}")
     return text
 
 
@@ -137,27 +136,38 @@ def shuffled(text):
     return "\n".join(lines) + "\n"
 
 
-def encode(text, chars):
-    """The characters of a text as an array of indices into chars; Mistake names those not in it."""
+def code_points(text):
+    """The number that Unicode gives to each character of a text."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def distinct_chars(points):
+    """The characters that there are among some code points, sorted."""
+    is_there = np.zeros(sys.maxunicode + 1, bool)
+    is_there[points] = True
+    return [chr(point) for point in np.flatnonzero(is_there)]
+
+
+def indices_of(points, chars):
+    """The index into chars of each code point; UserError names those that chars has not."""
     unknown = len(chars)
-    places = [ord(char) for char in chars]
-    index = np.full(max(places) + 2, unknown, np.min_scalar_type(unknown))  # by code point
-    index[places] = np.arange(len(chars))
-    ids = np.empty(len(text), index.dtype)
-    size = 1 << 20
-    for start in range(0, len(text), size):  # in pieces: UTF-32 takes four bytes a character
-        piece = text[start : start + size].encode("utf-32-le", "surrogatepass")
-        code_points = np.frombuffer(piece, np.uint32)
-        ids[start : start + size] = index.take(code_points, mode="clip")  # the last: unknown
+    index = np.full(sys.maxunicode + 1, unknown, np.min_scalar_type(unknown))  # by code point
+    index[[ord(char) for char in chars]] = np.arange(len(chars))
+    ids = index[points]
     if ids.max(initial=0) == unknown:
-        raise Mistake(f"the model never saw {names_of(set(text) - set(chars))}")
+        raise UserError(f"the model never saw {names_of(distinct_chars(points[ids == unknown]))}")
     return ids
+
+
+def encode(text, chars):
+    """The characters of a text as an array of indices into chars, as indices_of gives them."""
+    return indices_of(code_points(text), chars)
 
 
 def hold_out(ids, val_fraction, batch_size):
     """The part of a text to train on, and its end, held out unless one of both were too short."""
     if not 0 <= val_fraction < 1:
-        raise Mistake(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
+        raise UserError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
     end = len(ids) - int(len(ids) * val_fraction)
     if end <= batch_size or len(ids) - end < 2:
         end = len(ids)
@@ -176,18 +186,25 @@ def side_by_side(ids, streams):
     return inputs, targets
 
 
+def in_streams(ids):
+    """Inputs and targets of a text to score: up to 64 streams of at least 2,000 characters."""
+    return side_by_side(ids, max(1, min(64, len(ids) // 2000)))
+
+
 def names_of(chars):
     """Some characters as one can read them: 'é' '\\t'."""
     return " ".join(map(repr, sorted(chars)))[:200]
 
 
-def opening(chars):
+def start_char(chars):
     """What a new text is begun after: a newline, where there is one."""
     return "\n" if "\n" in chars else chars[0]
 
 
 # --------------------------------------------------------------------------------------------------
 # Mathematics: softmax, the network with its training, and a check of its gradients
+
+TEMPERATURE = 0.7  # of samples: what is likely is drawn a little more often than it was predicted
 
 
 def softmax(x, axis=-1):
@@ -204,7 +221,7 @@ class RNN:
     by (V,). Where its training stands is kept in a Run. Without a learning rate it takes the one
     of its optimiser in OPTIMIZERS. seq_length is kept for the record: batches are as long as the
     reader makes them. Take dtype=np.float64 to check gradients.
-    Raises Mistake for a learning rate or an optimiser that cannot be.
+    Raises UserError for a learning rate that cannot be, and KeyError for another optimiser.
     """
 
     def __init__(
@@ -217,12 +234,11 @@ class RNN:
         seed=0,
         dtype=np.float32,
     ):
-        if optimizer not in OPTIMIZERS:
-            raise Mistake(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer}")
+        _, own_rate = OPTIMIZERS[optimizer]
         if learning_rate is None:
-            _, learning_rate = OPTIMIZERS[optimizer]
+            learning_rate = own_rate
         if not 0 < learning_rate < math.inf:
-            raise Mistake(f"learning_rate must be a positive number, not {learning_rate}")
+            raise UserError(f"learning_rate must be a positive number, not {learning_rate}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.seq_length = seq_length
@@ -264,7 +280,7 @@ class RNN:
         inputs are indices of characters, (T, B) with a_prev (B, H), or a single sequence, (T,) with
         (H,). Returns a (T+1, B, H) and y_pred (T, B, V), or both without B. a[0] is a_prev, and
         a[t] is a_t for t = 1 to T; Python counts from 0, so that inputs[0] is x_1 and y_pred[0] is
-        y_1. Raises Mistake for anything but indices.
+        y_1. Raises UserError for anything but indices.
         """
         inputs = self.as_indices(inputs)
         a = np.empty((len(inputs) + 1, *inputs.shape[1:], self.hidden_size), self.dtype)
@@ -272,7 +288,8 @@ class RNN:
         from_x = self.Wax.T[inputs] + self.ba  # x_t is one-hot: Wax x_t is a column of Wax
         Waa_T = self.Waa.T.copy()  # row by row in memory: so BLAS multiplies up to twice as fast
         for t in range(len(inputs)):
-            a[t + 1] = np.tanh(np.dot(a[t], Waa_T) + from_x[t])  # a row of a[t] is a stream
+            n = np.dot(a[t], Waa_T) + from_x[t]  # a row of a[t] is a stream
+            np.tanh(n, out=a[t + 1])
         y_pred = softmax(self.logits(a[1:]))
         return a, y_pred
 
@@ -285,7 +302,7 @@ class RNN:
         ids = np.asarray(characters)
         are_whole = ids.size and ids.ndim in (1, 2) and ids.dtype.kind in "iu"
         if not are_whole or ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise Mistake(
+            raise UserError(
                 f"inputs and targets must be indices from 0 to {self.vocab_size - 1}, "
                 f"(T, B) or (T,), not {ids.dtype} {ids.shape}: {ids!r:.60}"
             )
@@ -299,17 +316,19 @@ class RNN:
     def loss(self, y_pred, targets):
         """The cross-entropy L = - sum over t of log y_t[target_t], averaged over streams, in nats.
 
-        Raises Mistake for targets that are no indices, and for a loss that is not a number.
+        Raises UserError for targets that are no indices, and for y_pred that are no probabilities.
         """
         targets = self.as_indices(targets)
         rows = np.reshape(y_pred, (-1, self.vocab_size))
         y_target = rows[np.arange(len(rows)), targets.ravel()]
+        if not 0 <= y_target.min() <= y_target.max() <= 1:  # nan is not, either
+            raise UserError(
+                f"y_pred has {y_target.min()}, which is no probability: try a learning rate below "
+                f"{self.learning_rate:g}; of logits, take the softmax"
+            )
         smallest = np.finfo(self.dtype).tiny  # so that log never meets a probability rounded to 0
         nats = -np.log(np.maximum(y_target, smallest))
-        loss = float(nats.sum()) / targets[0].size
-        if math.isnan(loss):
-            raise Mistake(f"the loss is {loss}: try a learning rate below {self.learning_rate:g}")
-        return loss
+        return float(nats.sum()) / streams_in(targets)
 
     def backward(self, inputs, a, y_pred, targets):
         """The gradients of loss by truncated backpropagation through time, for each parameter.
@@ -325,12 +344,11 @@ class RNN:
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
         Truncated: a_prev counts as a constant, no gradient reaches the batch before. In the code
         each vector is a row, so that Wya' dz_t is dz[t] @ Wya; np.dot is the same product, which
-        costs less for small arrays. Raises Mistake for targets that are no indices.
+        costs less for small arrays. Raises UserError for targets that are no indices.
         """
         a = np.asarray(a)
         targets = self.as_indices(targets)
-        streams = targets[0].size
-        dz = (y_pred - self.one_hot(targets)) / streams
+        dz = (y_pred - self.one_hot(targets)) / streams_in(targets)
         from_z = dz @ self.Wya
         slope = 1 - a[1:] ** 2
         dn = np.zeros_like(a)  # one step longer: after the last step there is nothing, dn[T] = 0
@@ -349,7 +367,7 @@ class RNN:
     def update(self, grads, run, scale=1.0):
         """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5].
 
-        Raises Mistake for a gradient that has not the shape of its parameter.
+        Raises UserError for a gradient that has not the shape of its parameter.
         """
         run.iteration += 1
         rule, _ = OPTIMIZERS[self.optimizer]
@@ -357,7 +375,7 @@ class RNN:
         for name, w in self.parameters().items():
             g = np.asarray(grads[name], self.dtype)
             if g.shape != w.shape:
-                raise Mistake(f"the gradient of {name} has shape {g.shape}, not {w.shape}")
+                raise UserError(f"the gradient of {name} has shape {g.shape}, not {w.shape}")
             g = g.clip(-5, 5)  # against exploding gradients
             step, run.m[name], run.v[name] = rule(g, run.m[name], run.v[name], run.iteration, rate)
             w -= step  # in place: this changes self.Wax and so on
@@ -370,28 +388,32 @@ class RNN:
         weights that are there. Both ends are the run's own unless they are given. It validates at
         iterations 0, 100, 250, every run.eval_interval and the last. It calls report(run) at 0 and
         after every iteration; by default that prints the rows. The network ends with the weights
-        that it reached: rnn.use(run.best) takes the best. Raises Mistake as loss and plan do.
+        that it reached: rnn.use(run.best) takes the best. Raises UserError as loss and set_end do.
         """
         run = run or Run(self)
-        run.plan(max_iters, threshold)
+        run.set_end(max_iters, threshold)
         report = report or partial(print_progress, self, reader)
         reader.batch = run.iteration % reader.batches  # the next one, where the run stands
         started = time.perf_counter() - run.seconds
         if not run.history:
             run.validate(self, reader)
             report(run)
-        while not run.stop and not run.ended():  # step 9: repeat
-            if reader.just_started():  # step 1: a zero state at the start of the text
+        while not run.ended():  # step 9: repeat
+            # Step 1: a zero state at the start of the text, and where the streams are others.
+            if reader.batch == 0 or len(run.a_prev) != reader.batch_size:
                 run.a_prev = np.zeros((reader.batch_size, self.state_size))
             inputs, targets = reader.next_batch()  # step 2: a batch
             a, y_pred = self.forward(inputs, run.a_prev)  # step 3: forward
             loss = self.loss(y_pred, targets)
             grads = self.backward(inputs, a, y_pred, targets)  # step 4: backward
             self.update(grads, run, schedule(run.iteration, run.max_iters))  # step 5: update
-            run.add_loss(loss / len(inputs))  # step 6: the loss of step 3, for each character
+            # Step 6: the loss for each character. It is that of before the update, from step 3: by
+            # weights that have not seen the batch, and without a second forward pass.
+            run.losses.append(loss / len(inputs))
+            run.smooth_loss += 0.01 * (run.losses[-1] - run.smooth_loss)
             run.a_prev = a[-1]  # step 7: the state that the next batch starts from
             run.seconds = time.perf_counter() - started
-            if run.row_is_due() or run.ended():
+            if run.row_is_due():
                 run.validate(self, reader)
             report(run)  # step 8: print progress
         return run
@@ -400,13 +422,12 @@ class RNN:
         """The mean loss per character, in nats, of a text given as indices.
 
         A long text is read as up to 64 streams of at least 2,000 characters, each from a zero
-        state. Raises Mistake for a text of fewer than 2 characters.
+        state. Raises UserError for a text of fewer than 2 characters.
         """
         if len(ids) < 2:
-            raise Mistake(f"nothing to predict in {len(ids)} character(s): take 2 or more")
-        streams = max(1, min(64, len(ids) // 2000))
-        inputs, targets = side_by_side(ids, streams)
-        a_prev = np.zeros((streams, self.state_size))
+            raise UserError(f"nothing to predict in {len(ids)} character(s): take 2 or more")
+        inputs, targets = in_streams(ids)
+        a_prev = np.zeros((inputs.shape[1], self.state_size))
         nats = 0.0
         for start in range(0, len(inputs), 100):  # in pieces, to save memory
             piece = slice(start, start + 100)
@@ -419,31 +440,42 @@ class RNN:
         """Generate indices without end: ids are read first, from the state a_prev (H,).
 
         Each new index is drawn from softmax(z_t / temperature) and is the next input. A temperature
-        under 1 makes likely characters likelier; 0 always takes the likeliest. Raises Mistake for
-        a temperature below 0 and for no ids.
+        under 1 makes likely characters likelier; 0 always takes the likeliest. Raises UserError for
+        a temperature below 0, for no ids, and for weights that have diverged.
         """
         if not 0 <= temperature < math.inf:
-            raise Mistake(f"temperature must be a number from 0 on, not {temperature}")
+            raise UserError(f"temperature must be a number from 0 on, not {temperature}")
         if len(ids) == 0:
-            raise Mistake("the start is empty: give one character or more")
+            raise UserError("the start is empty: give one character or more")
         rng = np.random.default_rng(seed)
         while True:
             a, _ = self.forward(ids, a_prev)
             a_prev = a[-1]
             z = self.logits(a_prev).astype(np.float64)  # the softmax of forward has no temperature
+            if not np.isfinite(z).all():
+                raise UserError("the weights are no finite numbers: try a lower learning rate")
             y = softmax(z / max(temperature, 1e-6))  # at 0 the likeliest one wins
             ids = [int(rng.choice(self.vocab_size, p=y))]
             yield ids[0]
 
-    def sample(self, a_prev, seed_ix, n, temperature=1.0, seed=None):
+    def sample(self, a_prev, seed_ix, n, temperature=TEMPERATURE, seed=None):
         """A list of n indices that follow seed_ix; a seed gives the same ones each time."""
         return list(islice(self.draw([seed_ix], a_prev, temperature, seed), n))
 
-    def predict(self, reader, start, n, temperature=1.0, seed=None):
-        """The text start and n new characters; Mistake for a character not in reader.chars."""
+    def write(self, reader, start, temperature=TEMPERATURE, seed=None):
+        """Generate characters without end after a start; UserError for one not in reader.chars."""
         ids = encode(start, reader.chars)
-        drawn = self.draw(ids, np.zeros(self.state_size), temperature, seed)
-        return start + "".join(reader.chars[ix] for ix in islice(drawn, n))
+        for ix in self.draw(ids, np.zeros(self.state_size), temperature, seed):
+            yield reader.chars[ix]
+
+    def predict(self, reader, start, n, temperature=TEMPERATURE, seed=None):
+        """The text start and n new characters, as write generates them."""
+        return start + "".join(islice(self.write(reader, start, temperature, seed), n))
+
+
+def streams_in(ids):
+    """B, of indices (T, B); 1 for a single sequence, (T,)."""
+    return 1 if ids.ndim == 1 else ids.shape[1]
 
 
 def sum_outer(u, v):
@@ -462,31 +494,38 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
 
     It is the largest difference, relative to the largest gradient of that parameter: below 1e-6
     backward is right, and above 1e-3 it is wrong. The first state is random, so that all gradients
-    count from the first step on. Raises Mistake for a network that is not in
+    count from the first step on. Raises UserError for a network that is not in
     float64, and where backward and parameters do not have the same names.
     """
     if rnn.dtype != "float64":
-        raise Mistake(f"check_gradients needs a network with dtype=np.float64, not {rnn.dtype}")
+        raise UserError(f"check_gradients needs a network with dtype=np.float64, not {rnn.dtype}")
     shape = (*np.shape(inputs)[1:], rnn.state_size)
     a_prev = np.random.default_rng(0).standard_normal(shape)
     a, y_pred = rnn.forward(inputs, a_prev)
     grads = rnn.backward(inputs, a, y_pred, targets)
     if grads.keys() != rnn.parameters().keys():
         names = sorted(grads.keys() ^ rnn.parameters().keys())
-        raise Mistake(f"in one of parameters() and backward() only: {', '.join(names)}")
+        raise UserError(f"in one of parameters() and backward() only: {', '.join(names)}")
     differences = {}
     for name, w in rnn.parameters().items():
         measured = np.zeros_like(w)
         for place in np.ndindex(w.shape):
             value = w[place]
-            for step in (change, -change):
-                w[place] = value + step
-                _, y_pred = rnn.forward(inputs, a_prev)
-                measured[place] += rnn.loss(y_pred, targets) / (2 * step)  # the second: minus
+            w[place] = value + change
+            plus = loss_of_batch(rnn, inputs, a_prev, targets)
+            w[place] = value - change
+            minus = loss_of_batch(rnn, inputs, a_prev, targets)
+            measured[place] = (plus - minus) / (2 * change)
             w[place] = value
         largest = max(np.abs(measured).max(), change)  # in case all of them are 0
         differences[name] = float(np.abs(grads[name] - measured).max() / largest)
     return differences
+
+
+def loss_of_batch(rnn, inputs, a_prev, targets):
+    """L, by a forward pass."""
+    _, y_pred = rnn.forward(inputs, a_prev)
+    return rnn.loss(y_pred, targets)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -532,54 +571,49 @@ def schedule(iteration, max_iters):
 HEADER = "iteration  smooth  train  valid s left  sample"
 
 
+@dataclass
 class Run:
-    """Where a training run stands: everything but the network.
+    """Where the training of a network stands: everything but the network, Run(rnn) at first.
 
-    iteration counts the updates, seconds the time since the first (with rows and reports, without
-    pauses), and losses has the loss of each, in nats per character; smooth_loss is their moving
-    average, which starts at that of guessing. history has a row [iteration, training loss,
-    validation loss] for every validation. The run ends at max_iters or threshold; eval_interval is
-    the iterations from row to row. best holds the weights with the lowest validation loss, those of
-    best_iteration (the latest, if nothing is held out). m and v are what the optimiser remembers,
-    a_prev (B, H) is the hidden state before the next batch, and stop = True ends training after the
-    iteration under way, until it is False again.
+    The best weights are those with the lowest validation loss, or the latest if nothing is held
+    out. Losses are in nats per character.
     """
 
-    def __init__(self, rnn):
-        self.iteration = 0
-        self.seconds = 0.0
-        self.guessing = math.log(rnn.vocab_size)  # the loss of V characters that are equally likely
-        self.smooth_loss = self.guessing
-        self.losses = []
-        self.history = []
-        self.best = deepcopy(rnn.parameters())
-        self.best_iteration = 0
-        self.m = {name: np.zeros_like(w) for name, w in self.best.items()}
-        self.v = deepcopy(self.m)
-        self.a_prev = np.zeros(0)  # no stream has been read yet
-        self.max_iters = 2500
-        self.threshold = 0.0
-        self.eval_interval = 500
-        self.stop = False
+    rnn: InitVar
+    iteration: int = 0  # how many updates
+    seconds: float = 0.0  # since the first, with rows and reports, without pauses
+    losses: list = field(default_factory=list)  # of each iteration
+    smooth_loss: float = None  # their moving average, which starts at that of guessing
+    history: list = field(default_factory=list)  # rows [iteration, training, validation loss]
+    best_loss: float = math.inf
+    best_iteration: int = 0
+    max_iters: int = 2500  # where the run ends
+    threshold: float = 0.0  # or at this smooth loss
+    eval_interval: int = 500  # iterations from row to row
+    plot: str = ""  # the full name of the picture that it has drawn
 
-    def plan(self, max_iters=None, threshold=None):
-        """Set where the run ends; Mistake for too few iterations or a threshold above guessing."""
+    def __post_init__(self, rnn):
+        self.guessing = math.log(rnn.vocab_size)  # the loss of V characters that are equally likely
+        if self.smooth_loss is None:
+            self.smooth_loss = self.guessing
+        self.best = deepcopy(rnn.parameters())
+        self.m = {name: np.zeros_like(w) for name, w in self.best.items()}  # of the optimiser
+        self.v = deepcopy(self.m)
+        self.a_prev = np.zeros(0)  # (B, H), the state before the next batch; none has been read yet
+
+    def set_end(self, max_iters=None, threshold=None):
+        """Set where the run ends; UserError for an end behind it or a threshold above guessing."""
         if max_iters is not None:
             if max_iters < self.iteration:
-                raise Mistake(f"the run is at iteration {self.iteration}: {max_iters} is too few")
+                raise UserError(f"the run is at iteration {self.iteration}: {max_iters} is too few")
             self.max_iters = max_iters
         if threshold is not None:
             if not 0 <= threshold < self.guessing:
-                raise Mistake(
+                raise UserError(
                     f"the threshold is {threshold} nats per character: "
                     f"take one below {self.guessing:.3f}, which guessing costs"
                 )
             self.threshold = threshold
-
-    def add_loss(self, loss):
-        """Record the loss of an iteration."""
-        self.losses.append(loss)
-        self.smooth_loss += 0.01 * (loss - self.smooth_loss)
 
     def validate(self, rnn, reader):
         """Add a row to history, and keep the weights if they are the best so far."""
@@ -588,9 +622,9 @@ class Run:
         train_loss = sum(recent) / len(recent)
         val_ids = reader.val_ids[:100_000]
         val_loss = rnn.evaluate(val_ids) if len(val_ids) else math.nan
-        # Where nothing is held out val_loss is nan, which no row is below: the latest are the best.
-        if not any(row[2] <= val_loss for row in self.history):
+        if val_loss < self.best_loss or len(val_ids) == 0:
             self.best = deepcopy(rnn.parameters())
+            self.best_loss = val_loss
             self.best_iteration = self.iteration
         self.history.append([self.iteration, train_loss, val_loss])
 
@@ -599,20 +633,48 @@ class Run:
         return self.iteration >= self.max_iters or self.smooth_loss <= self.threshold
 
     def row_is_due(self):
-        """True at iterations 100 and 250, and at every eval_interval-th."""
-        return self.iteration in (100, 250) or self.iteration % self.eval_interval == 0
+        """True at iterations 100 and 250, at every eval_interval-th, and at the last."""
+        in_time = self.iteration % self.eval_interval == 0
+        return in_time or self.iteration in (100, 250) or self.ended()
 
     def just_validated(self):
         """True when the last row of history is of this iteration."""
         return self.history[-1][0] == self.iteration
 
 
-def say(text):
-    """Print a text at once; what the output cannot show, or could steer a terminal, is replaced."""
-    if sys.stdout.isatty():
-        text = re.sub("[\0-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+def counting(train_ids, val_ids, vocab_size, longest=3):
+    """The loss of counting what follows the last 1, 2, ... longest characters, in nats: a list.
+
+        p(c after h) = (n(hc) + d(h) p(c after h without its first)) / (n(h) + d(h))
+
+    n(hc) is how often c follows the string h in the training part, n(h) how often anything does,
+    and d(h) how many different characters do. Where long strings are rare the shorter ones fill in,
+    down to 1/V (Witten and Bell, 1991). The loss is that of val_ids but for the first; what is
+    before them is the training part, of which at most the last million characters are counted.
+    """
+    train = train_ids[-1_000_000:].tolist()
+    val = train[len(train) - longest + 1 :] + val_ids.tolist()
+    followers = defaultdict(Counter)  # for each string h: how often each c follows
+    for string, times in strings_in(train, longest + 1).items():
+        for start in range(len(string)):
+            followers[string[start:-1]][string[-1]] += times
+
+    nats = [0.0] * (longest + 1)
+    for string, times in strings_in(val, longest + 1).items():
+        p = 1 / vocab_size
+        for start in reversed(range(len(string))):  # from no character before c to the most
+            h = string[start:-1]
+            n = followers[h]
+            d = len(n)
+            if n:
+                p = (n[string[-1]] + d * p) / (n.total() + d)
+            nats[len(h)] -= times * math.log(p)
+    return [total / (len(val_ids) - 1) for total in nats[1:]]
+
+
+def strings_in(ids, length):
+    """How often each string of a length stands in a list of indices."""
+    return Counter(zip(*(ids[start:] for start in range(length))))
 
 
 def print_progress(rnn, reader, run):
@@ -625,153 +687,119 @@ def print_progress(rnn, reader, run):
             print(HEADER)
         losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}"
         numbers = f"{iteration:>9,}{losses}{left:>7,.0f}".replace("nan", "  -")
-        text = rnn.predict(reader, opening(reader.chars), 40, temperature=0.7, seed=0)
-        say(f"{numbers}  {' '.join(text.split())}\n")
+        text = rnn.predict(reader, start_char(reader.chars), 40, seed=0)
+        print(f"{numbers}  {' '.join(text.split())}", flush=True)
     elif sys.stdout.isatty() and run.iteration % 10 == 0:
         line = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}  {left:,.0f} s left"
         print(f"{line:40}", end="\r", flush=True)
 
 
-def picture_of(run, ending):
-    """The losses of a run over its iterations: the bytes of a picture, as png, svg or pdf."""
-    from matplotlib.figure import Figure
+def draw_picture(path, run):
+    """Write a picture of the losses, as png, svg or pdf.
+
+    UserError where matplotlib is missing, or a file is there that the run has not drawn itself.
+    """
+    if not path.endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"--plot must end in .png, .svg or .pdf, not {path}")
+    if os.path.lexists(path) and os.path.abspath(path) != run.plot:
+        raise UserError(f"--plot {path} is there, and no picture of this run: name another")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     iterations, train_losses, val_losses = np.reshape(run.history, (-1, 3)).T
-    axes.plot(range(1, run.iteration + 1), run.losses, "C0", linewidth=0.2, label="each iteration")
+    axes.plot(run.losses, "C0", linewidth=0.2, label="each iteration")
     axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
     axes.plot(iterations, val_losses, "C1o-", label="validation")
     axes.set(xlabel="iteration", ylabel="loss (nats per character)")
     axes.legend()
     picture = io.BytesIO()
-    figure.savefig(picture, format=ending)
-    return picture.getvalue()
+    figure.savefig(picture, format=path[-3:])
+    write_whole(path, picture.getvalue(), replace=True)
+    run.plot = os.path.abspath(path)
 
 
 # --------------------------------------------------------------------------------------------------
 # Checkpoint: all that sampling and an exact resume need, in one .npz file
 
-# Beside the arrays: what it holds of the network, of the reader of its text, and of the run.
+# What it holds, beside the arrays, of the network, of the reader of its text, and of the run.
 KEPT = {
     "rnn": ["hidden_size", "vocab_size", "seq_length", "learning_rate", "optimizer", "dtype"],
-    "reader": [
-        "path",
-        "seq_length",
-        "batch_size",
-        "val_fraction",
-        "chars",
-        "shuffle_lines",
-        "checksum",
-    ],
-    "run": [
-        "iteration",
-        "seconds",
-        "smooth_loss",
-        "history",
-        "best_iteration",
-        "max_iters",
-        "threshold",
-        "eval_interval",
-    ],
+    "reader": [setting.name for setting in fields(DataReader)],
+    "run": [setting.name for setting in fields(Run)],
 }
 
 
-def arrays_of(rnn, run):
-    """The arrays in a checkpoint by their names: Wax, best_Wax, m_Wax, v_Wax, and so on."""
-    arrays = {}
-    parts = {"": rnn.parameters(), "best_": run.best, "m_": run.m, "v_": run.v}
-    for part, values in parts.items():
-        for name, array in values.items():
-            arrays[part + name] = array
-    return arrays
-
-
-def save_checkpoint(path, rnn, run, reader, over=None):
+def save_checkpoint(path, rnn, run, reader, replace=False):
     """Save a network, its run, and where its text is; returns the name of the file.
 
-    It is the first free one of path, path-2, path-3, ..., and path itself only where the file that
-    stands there is the one that over marks.
+    It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
     about = {}
     for part, owner in (("rnn", rnn), ("reader", reader), ("run", run)):
         about[part] = {name: getattr(owner, name) for name in KEPT[part]}
     text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
-    arrays = arrays_of(rnn, run) | {"a_prev": run.a_prev, "losses": run.losses}
+    arrays = {}
+    for name, w in rnn.parameters().items():
+        arrays[name] = np.stack([w, run.best[name], run.m[name], run.v[name]])
     file = io.BytesIO()
-    np.savez(file, about=text, **arrays)
-    return write_whole(path, file.getvalue(), over)
+    np.savez(file, about=text, a_prev=run.a_prev, **arrays)
+    return write_whole(path, file.getvalue(), replace)
 
 
 def load_checkpoint(path, model=RNN):
     """A network of a class, its run, and what is known of its text: about.chars, and so on.
 
-    The network has the weights that it had reached: rnn.use(run.best) takes the best. Nothing in
-    the file is executed. Raises Mistake for a file that is damaged, of another kind, or without the
-    parameters of such a network.
+    The network has the weights that it had reached: rnn.use(run.best) takes the best. To train on,
+    DataReader(**vars(about)) reads the text again. Nothing in the file is executed. Raises
+    UserError for a file that is damaged, of another kind, or of another class of network.
     """
     arrays, about = read_checkpoint(path)
     rnn = model(**about["rnn"])
-    run = Run(rnn)
-    for name, value in about["run"].items():
-        setattr(run, name, value)
-    places = arrays_of(rnn, run)
-    if wrong := dict(layout(places).items() ^ layout(arrays).items()):
-        names = f"{model.__name__}: see {', '.join(sorted(wrong))}"
-        raise Mistake(f"{path} is not of a network of class {names}")
-    for name, place in places.items():
-        place[...] = arrays[name]
+    run = Run(rnn, **about["run"])
+    run.a_prev = arrays.pop("a_prev")
+    if arrays.keys() != rnn.parameters().keys():
+        raise UserError(f"{path} has {', '.join(arrays)}: it is not of a network of class {model}")
+    for name, w in rnn.parameters().items():
+        w[...], run.best[name], run.m[name], run.v[name] = arrays[name]
     return rnn, run, SimpleNamespace(**about["reader"])
 
 
-def layout(arrays):
-    """The shape and the type of each array of a dict."""
-    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-
-
 def read_checkpoint(path):
-    """The arrays in a file, and a dict of all else; Mistake for what cannot be a checkpoint."""
+    """The arrays in a file, and a dict of all else; UserError for what is no checkpoint."""
     data = Path(path).read_bytes()
     try:
         if zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not see a changed shape
             raise ValueError("a checksum is wrong")
-        arrays = dict(np.load(io.BytesIO(data), allow_pickle=False))
+        arrays = dict(np.load(io.BytesIO(data)))
         about = json.loads(str(arrays.pop("about")))
-        if {part: list(names) for part, names in about.items()} == KEPT:
-            check_sizes(about["rnn"], about["reader"], len(data))
-            about["run"]["losses"] = arrays.pop("losses").tolist()
-            about["run"]["a_prev"] = arrays.pop("a_prev")
-            return arrays, about
+        if {part: list(names) for part, names in about.items()} != KEPT:
+            raise ValueError("it is of another version")
     except Exception as error:  # damaged bytes can raise almost anything
-        raise Mistake(f"{path} is damaged, or no checkpoint of char_rnn.py: {error!r}") from error
-    raise Mistake(f"{path} is of an earlier version of char_rnn.py: train again")
+        raise UserError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
+    return arrays, about
 
 
-def check_sizes(rnn, reader, size):
-    """ValueError for sizes that cannot be those of a checkpoint of so many bytes."""
-    sizes = [rnn["hidden_size"], reader["seq_length"], reader["batch_size"]]
-    are_whole = all(type(number) is int and number > 0 for number in sizes)
-    if not are_whole or sizes[0] ** 2 > size or rnn["vocab_size"] != len(reader["chars"]):
-        raise ValueError("its sizes do not fit")
-
-
-def write_whole(path, data, over=None):
+def write_whole(path, data, replace=False):
     """Write bytes to a file whole or not at all, and return its name.
 
-    They go to a temporary file beside it, which is then renamed. A link stays a link. The file that
-    stands at path is replaced only if it is the one that over marks; else the first free name of
-    path, path-2, path-3, ... is taken.
+    They go to a temporary file beside it, which is then renamed. Without replace, the first free
+    name of path, path-2, path-3, ... is taken.
     """
-    real = os.path.realpath(path)
-    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if over is None or mark_of(path) != over:
-            real = path = free_name(path)
-        os.replace(temporary, real)
+        if not replace:
+            path = free_name(path)
+        elif os.path.exists(path):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
         return path
     except OSError as error:
         error.filename = path  # and not the temporary one
@@ -783,31 +811,21 @@ def write_whole(path, data, over=None):
 def free_name(path):
     """Create the first of path, path-2, path-3, ... that is free, and return its name."""
     stem, ending = os.path.splitext(path)
-    name = path
     number = 1
     while True:
         try:
-            open(name, "xb").close()
-            return name
+            open(path, "xb").close()
+            return path
         except FileExistsError:
             number += 1
-            name = f"{stem}-{number}{ending}"
-
-
-def mark_of(path):
-    """What tells a file from one that takes its place; None where there is none."""
-    try:
-        status = os.stat(path)
-        return status.st_ino, status.st_mtime_ns
-    except FileNotFoundError:
-        return None
+            path = f"{stem}-{number}{ending}"
 
 
 def newest():
     """The newest char_rnn*.npz in this folder; its name is printed."""
     path = max(Path().glob("char_rnn*.npz"), key=os.path.getmtime, default=None)
     if not path:
-        raise Mistake("there is no char_rnn*.npz here: train first, or name a checkpoint")
+        raise UserError("there is no char_rnn*.npz here: train first, or name a checkpoint")
     print(f"from {path}", file=sys.stderr)
     return str(path)
 
@@ -818,65 +836,33 @@ def newest():
 DATA = Path(__file__).resolve().parent / "data" / "fables.txt"
 
 
-@dataclass
-class Session:
-    """A run on the command line, with its files: it trains, prints, saves, and stops at Ctrl-C."""
-
-    rnn: RNN
-    reader: DataReader
-    run: Run
-    path: str
-    plot: str
-    mark: tuple = None  # of the file at path, once that is of this run
-
-    def learn(self):
-        """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
-        signal.signal(signal.SIGINT, self.stop)
-        self.save()  # what cannot be written shows before training
-        print_heading(self.path, self.rnn, self.reader, self.run)
-        self.rnn.train(self.reader, report=self.report, run=self.run)
-        if self.run.stop and not self.run.ended():
-            self.save()
-            print(f"\nstopped after iteration {self.run.iteration:,}, saved in {self.path}")
-            if os.path.isfile(self.reader.path):  # a pipe cannot be read again
-                print(f"to go on:  {command_line('resume', self.path)}")
-            return 130
-        print_result(self.path, self.rnn, self.reader, self.run)
+def learn(rnn, reader, run, path, plot, replace=False):
+    """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
+    path = save(path, plot, rnn, reader, run, replace)  # what cannot be written shows at once
+    try:
+        print_heading(path, rnn, reader, run)
+        rnn.train(reader, report=partial(save_and_report, path, plot, rnn, reader), run=run)
+        print_result(path, rnn, reader, run)
         return 0
+    except KeyboardInterrupt:
+        print(f"\nstopped: all up to the last row is saved in {path}")
+        if os.path.isfile(reader.path):  # a pipe cannot be read again
+            print(f"to go on:  {command_line('resume', path)}")
+        return 130
 
-    def stop(self, number, frame):
-        """Handle Ctrl-C: training ends after this iteration; a second Ctrl-C ends at once."""
-        self.run.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def report(self, run):
-        """Print progress, and save where the run has just validated."""
-        print_progress(self.rnn, self.reader, run)
-        if run.just_validated():
-            self.save()
+def save(path, plot, rnn, reader, run, replace=True):
+    """Write the picture, if one is wanted, and the checkpoint; returns the name of that."""
+    if plot:
+        draw_picture(plot, run)
+    return save_checkpoint(path, rnn, run, reader, replace)
 
-    def save(self):
-        """Write the picture and the checkpoint: in a free name if another program wrote there."""
-        self.draw_picture()
-        path = save_checkpoint(self.path, self.rnn, self.run, self.reader, self.mark)
-        if self.mark and path != self.path:
-            print(f"{self.path} was changed by another program: going on in {path}")
-        self.path = path
-        self.mark = mark_of(path) or "taken away at once"
 
-    def draw_picture(self):
-        """Write the picture of the losses, if one is wanted."""
-        if not self.plot:
-            return
-        if os.path.realpath(self.plot) in map(os.path.realpath, (self.reader.path, self.path)):
-            raise Mistake(f"--plot {self.plot} is a file of this run: name another")
-        if not self.plot.endswith((".png", ".svg", ".pdf")):
-            raise Mistake(f"--plot must end in .png, .svg or .pdf, not {self.plot}")
-        try:
-            picture = picture_of(self.run, self.plot[-3:])
-        except ImportError as error:
-            raise Mistake(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
-        write_whole(self.plot, picture, over=mark_of(self.plot))
+def save_and_report(path, plot, rnn, reader, run):
+    """Save at every row, before it is printed, and print progress."""
+    if run.just_validated():
+        save(path, plot, rnn, reader, run)
+    print_progress(rnn, reader, run)
 
 
 def print_heading(path, rnn, reader, run):
@@ -898,36 +884,46 @@ def print_heading(path, rnn, reader, run):
 
 
 def print_result(path, rnn, reader, run):
-    """Print how good the best weights are, and what they write."""
+    """Print how good the best weights are, beside what counting gives, and what they write."""
     rnn.use(run.best)
+    nats = run.smooth_loss
+    to_beat = run.guessing
+    command = ["sample", path]
     if len(reader.val_ids):
         nats = rnn.evaluate(reader.val_ids)
+        _, targets = in_streams(reader.val_ids)
+        scored = reader.val_ids[: targets.size + 1]  # the first is only read
+        counted = counting(reader.train_ids, scored, rnn.vocab_size)
+        to_beat = min(to_beat, counted[0])
         print(
             f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},\n"
-            f"on the {len(reader.val_ids):,} characters held out, with the weights of iteration "
-            f"{run.best_iteration:,}"
+            f"on {targets.size:,} of the characters held out, with the weights of iteration "
+            f"{run.best_iteration:,};\ncounting what follows the last 1, 2 and 3 characters: "
+            f"{counted[0]:.3f}, {counted[1]:.3f} and {counted[2]:.3f}"
         )
-    if run.best_iteration == 0:
-        print(
-            "\nNo row was better than the first: nothing was learned that holds for what is held\n"
-            "out. Try a lower --learning-rate, --shuffle-lines or --val-fraction 0. The weights\n"
-            "that were reached are not lost: sample --last, test --last.\n"
-        )
-    text = rnn.predict(reader, opening(reader.chars), 300, temperature=0.7, seed=0)
-    say(f"{text}\n\nfor more text:\n{command_line('sample', path)}\n")
+    if nats >= to_beat:
+        print(NOTHING_LEARNED)
+        command.append("--last")
+    text = rnn.predict(reader, start_char(reader.chars), 300, seed=0)
+    print(f"{text}\n\nfor more text:\n{command_line(*command)}")
 
 
-def command_line(command, path):
-    """A command as one types it."""
-    if path.startswith("-"):  # which would be taken for a flag
-        path = f"./{path}"
-    return f"python {shlex.join([sys.argv[0], command, path])}"
+NOTHING_LEARNED = """
+That is no better than guessing, or counting pairs of characters: nothing was learned that holds
+for another text. Try --shuffle-lines if the end of the text is unlike the rest, a lower or a higher
+--learning-rate, more --max-iters, or more text; check_gradients if the code was changed.
+"""
+
+
+def command_line(*words):
+    """A command of this script as one types it."""
+    return shlex.join(["python", sys.argv[0], *words])
 
 
 def train_command(args):
     """Start a new run on a text, in a checkpoint of its own."""
     if args.text == DATA and not DATA.exists():
-        raise Mistake("give a text: python char_rnn.py train my.txt")
+        raise UserError("give a text: python char_rnn.py train my.txt")
     chars = None
     if args.init_from:
         model, model_run, about = load_checkpoint(args.init_from)
@@ -946,22 +942,22 @@ def train_command(args):
     )
     if chars:
         rnn.use(model_run.best)
-    run = Run(rnn)
-    run.plan(args.max_iters, args.threshold)
-    run.eval_interval = args.eval_interval
-    return Session(rnn, reader, run, args.checkpoint, args.plot).learn()
+    run = Run(rnn, eval_interval=args.eval_interval)
+    run.set_end(args.max_iters, args.threshold)
+    return learn(rnn, reader, run, args.checkpoint, args.plot)
 
 
 def resume_command(args):
     """Go on with the run of a checkpoint as if it had not been stopped, or to more iterations."""
     path = args.checkpoint or newest()
-    mark = mark_of(path)
+    if os.path.islink(path):
+        path = os.path.realpath(path)
     rnn, run, about = load_checkpoint(path)
     if args.text:
         about.path = args.text
     reader = DataReader(**vars(about))
-    run.plan(args.max_iters)
-    return Session(rnn, reader, run, path, args.plot, mark).learn()
+    run.set_end(args.max_iters)
+    return learn(rnn, reader, run, path, args.plot, replace=True)
 
 
 def trained(args):
@@ -975,19 +971,20 @@ def trained(args):
 def sample_command(args):
     """Print new text as it is drawn: so many characters after a start, or so many lines."""
     rnn, about = trained(args)
-    before = opening(about.chars) + args.start
-    rnn.predict(about, before, 1, args.temperature)  # a mistake shows before anything is written
-    ids = encode(before, about.chars)
+    start = start_char(about.chars) + args.start
+    rnn.predict(about, start, 1, args.temperature)  # a mistake shows before anything is written
     rng = np.random.default_rng(args.seed)
     for _ in range(args.lines or 1):
-        say(args.start)
-        drawn = rnn.draw(ids, np.zeros(rnn.state_size), args.temperature, rng)
-        for ix in islice(drawn, args.length):
-            char = about.chars[ix]
+        line = args.start
+        print(line, end="")
+        for char in islice(rnn.write(about, start, args.temperature, rng), args.length):
             if args.lines and char == "\n":
-                break
-            say(char)
-        say("\n")
+                if line:
+                    break
+                continue  # an empty line does not count
+            line += char
+            print(char, end="", flush=True)
+        print()
 
 
 def test_command(args):
@@ -996,22 +993,35 @@ def test_command(args):
     text = read_text(args.text)
     if zlib.crc32(text.encode()) == about.checksum:
         print("the model was trained on this text", file=sys.stderr)
+    if args.lines:
+        score_lines(rnn, about.chars, text)
+        return
     if unknown := set(text) - set(about.chars):
         print(f"left out, as the model never saw them: {names_of(unknown)}", file=sys.stderr)
-        text = "".join(char for char in text if char not in unknown)
-    if args.lines:
-        for line in io.StringIO(text):
-            nats = rnn.evaluate(encode("\n" + line, about.chars))
-            say(f"{nats:7.3f}  {line.rstrip()}\n")
-        return
-    nats = rnn.evaluate(encode(text, about.chars))
+    nats = rnn.evaluate(encode(known(text, about.chars), about.chars))
     print(
         f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character\n"
         f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}"
     )
 
 
-def whole(text, least=1):
+def known(text, chars):
+    """A text without the characters that are not among chars."""
+    return "".join(char for char in text if char in chars)
+
+
+def score_lines(rnn, chars, text):
+    """Print each line of a text after its loss and how many of its characters were never seen."""
+    print("nats per character, characters never seen and left out, line", file=sys.stderr)
+    for line in io.StringIO(text):
+        ids = encode(start_char(chars) + known(line, chars), chars)
+        nats = f"{rnn.evaluate(ids):.3f}" if len(ids) > 1 else "-"
+        line = line.rstrip("\n")
+        unseen = len(line) - len(known(line, chars))
+        print(f"{nats:>7}{unseen:>5}  {line}")
+
+
+def positive(text, least=1):
     """A whole number, from least to a billion."""
     number = int(text) if text.isdecimal() else -1
     if not least <= number <= 10**9:
@@ -1019,7 +1029,7 @@ def whole(text, least=1):
     return number
 
 
-natural = partial(whole, least=0)
+non_negative = partial(positive, least=0)
 
 
 def add_train(train):
@@ -1028,18 +1038,18 @@ def add_train(train):
     add = train.add_argument
     add("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
     size = train.add_mutually_exclusive_group()
-    size.add_argument("--hidden-size", type=whole, default=256, help="hidden units (256)")
+    size.add_argument("--hidden-size", type=positive, default=256, help="hidden units (256)")
     size.add_argument("--init-from", help="checkpoint whose weights and characters to start from")
-    add("--seq-length", type=whole, default=32, help="steps of backpropagation (32)")
-    add("--batch-size", type=whole, default=16, help="streams of text read side by side (16)")
+    add("--seq-length", type=positive, default=32, help="steps of backpropagation (32)")
+    add("--batch-size", type=positive, default=16, help="streams of text read side by side (16)")
     add("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule (adam)")
     add("--learning-rate", type=float, help="its peak, after the warm-up (the optimiser's own)")
-    add("--max-iters", type=whole, default=2500, help="iterations, one update each (2500)")
+    add("--max-iters", type=positive, default=2500, help="iterations, one update each (2500)")
     add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0: never)")
-    add("--eval-interval", type=whole, default=500, help="iterations from row to row (500)")
+    add("--eval-interval", type=positive, default=500, help="iterations from row to row (500)")
     add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
     add("--shuffle-lines", action="store_true", help="in another order first: for lists of names")
-    add("--seed", type=natural, default=0, help="of the random numbers (0)")
+    add("--seed", type=non_negative, default=0, help="of the random numbers (0)")
     add("--checkpoint", default="char_rnn.npz", help="file to save in, or NAME-2.npz, and so on")
     add("--plot", help="file for a picture of the losses; needs matplotlib")
 
@@ -1049,19 +1059,21 @@ def add_others(resume, sample, test):
     resume.set_defaults(run=resume_command)
     resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
     resume.add_argument("text", nargs="?", help="its text, if it is elsewhere now")
-    resume.add_argument("--max-iters", type=whole, help="in all; the rate rises again past the end")
+    resume.add_argument("--max-iters", type=positive, help="in all; past the end the rate rises")
     resume.add_argument("--plot", help="file for a picture, as in train")
     sample.set_defaults(run=sample_command)
     sample.add_argument("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
     sample.add_argument("--start", default="", help="text to go on from")
-    sample.add_argument("--length", type=natural, default=400, help="characters to draw (400)")
+    sample.add_argument("--length", type=non_negative, default=400, help="characters to draw (400)")
     sample.add_argument(
-        "--lines", type=whole, default=0, help="so many lines, each of --length at most"
+        "--lines", type=positive, default=0, help="so many lines, each of --length at most"
     )
     sample.add_argument(
-        "--temperature", type=float, default=1.0, help="under 1 tamer, over 1 wilder (1)"
+        "--temperature", type=float, default=TEMPERATURE, help="lower is tamer, higher wilder (0.7)"
     )
-    sample.add_argument("--seed", type=natural, help="of the random numbers (another each time)")
+    sample.add_argument(
+        "--seed", type=non_negative, help="of the random numbers (another each time)"
+    )
     test.set_defaults(run=test_command)
     test.add_argument("checkpoint", help="trained model")
     test.add_argument("text", help="UTF-8 text; - is standard input")
@@ -1093,7 +1105,7 @@ def main(argv):
         return args.run(args)
     except KeyboardInterrupt:
         return 130
-    except (Mistake, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError) as error:
         print(f"char_rnn.py: error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
 

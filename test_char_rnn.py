@@ -33,13 +33,12 @@ from char_rnn import (
     OPTIMIZERS,
     RNN,
     DataReader,
-    Mistake,
     Run,
-    Session,
+    UserError,
     check_gradients,
+    counting,
     encode,
     load_checkpoint,
-    mark_of,
     save_checkpoint,
     schedule,
     softmax,
@@ -62,8 +61,9 @@ def silent(run):
 
 
 def stop_at_130(run):
-    """A report that ends a run early."""
-    run.stop = run.iteration == 130
+    """A report that ends a run early, as Ctrl-C does."""
+    if run.iteration == 130:
+        raise KeyboardInterrupt
 
 
 class InTorch:
@@ -433,11 +433,11 @@ class TestMathematics(InFolder):
 
     def test_check_gradients_refuses_float32_and_a_parameter_that_is_forgotten(self):
         gru, inputs, targets, _ = self.problem(kind=GRU)
-        with self.assertRaisesRegex(Mistake, "float64, not float32"):
+        with self.assertRaisesRegex(UserError, "float64, not float32"):
             check_gradients(RNN(5, 7, 6, 0.1), inputs, targets)
         some = gru.parameters()
         del some["Wua"], some["bu"]
-        told = self.assertRaisesRegex(Mistake, r"in one of .* only: Wua, bu\Z")
+        told = self.assertRaisesRegex(UserError, r"in one of .* only: Wua, bu\Z")
         with mock.patch.object(gru, "parameters", return_value=some), told:
             check_gradients(gru, inputs, targets)
 
@@ -455,7 +455,7 @@ class TestMathematics(InFolder):
                 run = rnn.train(reader, max_iters=50, report=silent)
             reader.batch = 0
             for i, ((grads, *_), _) in enumerate(update.call_args_list):
-                if reader.just_started():
+                if reader.batch == 0:
                     a = torch.zeros(1, 3, 6).double()
                 inputs, targets = reader.next_batch()
                 loss, a = twin.loss(inputs, a[-1].detach(), targets)
@@ -506,7 +506,7 @@ class TestMathematics(InFolder):
         rnn, inputs, targets, a_prev = self.problem()
         grads = rnn.backward(inputs, *rnn.forward(inputs, a_prev), targets)
         for name, wrong in (("ba", 0.5), ("ba", np.float64(0.5)), ("Wax", grads["Wax"].T)):
-            with self.assertRaisesRegex(Mistake, f"gradient of {name} has shape "):
+            with self.assertRaisesRegex(UserError, f"gradient of {name} has shape "):
                 rnn.update(grads | {name: wrong}, Run(rnn))
 
     def test_moments_of_a_new_run_are_zeros_of_their_own(self):
@@ -533,9 +533,9 @@ class TestMathematics(InFolder):
         rnn.Wax = np.zeros((4, V))
         rnn.Waa = np.zeros((4, 4))
         rnn.by = z  # all draws from one distribution
-        for options in ({"temperature": 0.5}, {}, {"temperature": 2.0}):
+        for options in ({"temperature": 1}, {}, {"temperature": 2.0}):
             drawn = rnn.sample(np.zeros(4), 0, n, seed=1, **options)
-            expected = n * softmax(z / options.get("temperature", 1))
+            expected = n * softmax(z / options.get("temperature", 0.7))
             chi_square = ((np.bincount(drawn, minlength=V) - expected) ** 2 / expected).sum()
             self.assertTrue(0.1 < chi_square < 20.5)  # 5 degrees of freedom: 99.9 % of samples
 
@@ -568,9 +568,9 @@ class TestMathematics(InFolder):
         reader = self.reader("abcdefgh" * 20, 4)
         rnn = RNN(16, 8, 4, 0.1)
         for temperature in (-0.5, math.nan, math.inf):
-            with self.assertRaisesRegex(Mistake, "temperature must be a number from 0 on"):
+            with self.assertRaisesRegex(UserError, "temperature must be a number from 0 on"):
                 rnn.predict(reader, "a", 5, temperature)
-        with self.assertRaisesRegex(Mistake, "the start is empty"):
+        with self.assertRaisesRegex(UserError, "the start is empty"):
             rnn.predict(reader, "", 5)
 
     def test_evaluate_reads_a_text_in_up_to_64_streams_of_at_least_2000_characters(self):
@@ -584,7 +584,7 @@ class TestMathematics(InFolder):
                 y_pred = rnn.forward(ids[:-1], np.zeros(6))[1]
                 nats.append(rnn.loss(y_pred, ids[1:]) / steps)
             self.assertAlmostEqual(rnn.evaluate(text[:length]), np.mean(nats), places=12)
-        with self.assertRaisesRegex(Mistake, "nothing to predict in 1 character"):
+        with self.assertRaisesRegex(UserError, "nothing to predict in 1 character"):
             rnn.evaluate(text[:1])
 
 
@@ -618,9 +618,10 @@ class TestTraining(InFolder):
         reader = DataReader("text.txt", 8, 4)
         whole, parts = (RNN(16, reader.vocab_size, 8, 0.01) for _ in range(2))
         run = whole.train(reader, max_iters=200, report=silent)
-        half = parts.train(reader, max_iters=200, report=stop_at_130)
+        half = Run(parts)
+        with self.assertRaises(KeyboardInterrupt):
+            parts.train(reader, max_iters=200, report=stop_at_130, run=half)
         self.assertEqual(half.iteration, 130)
-        half.stop = False
         parts.train(reader, report=silent, run=half)  # to the end that it has
         self.assertEqual(run.losses, half.losses)
         np.testing.assert_equal(parts.parameters(), whole.parameters())
@@ -635,7 +636,7 @@ class TestTraining(InFolder):
         run = rnn.train(reader, max_iters=20, report=silent)
         rnn.train(reader, max_iters=30, report=silent, run=run)
         self.assertEqual((run.iteration, run.max_iters), (30, 30))
-        with self.assertRaisesRegex(Mistake, "at iteration 30: 29 is too few"):
+        with self.assertRaisesRegex(UserError, "at iteration 30: 29 is too few"):
             rnn.train(reader, max_iters=29, report=silent, run=run)
         rnn.train(reader, max_iters=30, report=silent, run=run)
         self.assertEqual((run.iteration, run.max_iters), (30, 30))
@@ -645,7 +646,7 @@ class TestTraining(InFolder):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)
         for threshold in (math.log(reader.vocab_size), 10, -1, math.nan):
-            with self.assertRaisesRegex(Mistake, "nats per character: take one below 3.89"):
+            with self.assertRaisesRegex(UserError, "nats per character: take one below 3.89"):
                 rnn.train(reader, threshold=threshold)
 
     def test_copies_pickles_and_loaded_models_learn_as_the_model_does(self):
@@ -695,7 +696,7 @@ class TestTraining(InFolder):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 1e38, "sgd")
         run = Run(rnn)
-        with self.assertRaisesRegex(Mistake, r"loss is nan: try a learning rate below 1e\+38"):
+        with self.assertRaisesRegex(UserError, r"has nan,.* a learning rate below 1e\+38"):
             rnn.train(reader, max_iters=1, report=silent, run=run)
         self.assertTrue(all(np.isfinite(w).all() for w in run.best.values()))
 
@@ -712,7 +713,7 @@ class TestTraining(InFolder):
         reader = self.reader("ab" * 21, 8, 2, val_fraction=0)  # 20 steps: batches of 8, 8 and 4
         rnn = RNN(4, 2, 8, 1e-12)  # so slow that every batch costs the same
         losses = rnn.train(reader, max_iters=3, report=silent).losses
-        np.testing.assert_allclose(losses, losses[0], rtol=0.2)
+        np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
 
     def test_without_a_rate_each_optimiser_takes_its_own(self):
         rates = set()
@@ -721,9 +722,9 @@ class TestTraining(InFolder):
             rates.add(rate)
         self.assertEqual(len(rates), 3)
         self.assertEqual(RNN(4, 3, 2).optimizer, "adam")
-        for options in ({"learning_rate": 0}, {"learning_rate": math.nan}, {"optimizer": "adamw"}):
-            with self.assertRaisesRegex(Mistake, "must be"):
-                RNN(4, 3, 2, **options)
+        for rate in (0, math.nan, math.inf):
+            with self.assertRaisesRegex(UserError, "must be a positive number"):
+                RNN(4, 3, 2, rate)
 
     def test_a_gru_and_an_lstm_by_subclass_are_checked_trained_saved_loaded_and_sampled(self):
         reader = DataReader("text.txt", 8, 4)
@@ -743,20 +744,8 @@ class TestTraining(InFolder):
                 for net, its in ((rnn, run), (loaded, again))
             ]
             self.assertEqual(*losses)
-        self.refuse("not of a network of class RNN: see Wra, Wrx", "sample", "GRU.npz")
-        self.refuse("not of a network of class RNN: see Wa, Waa, Wax", "sample", "LSTM.npz")
-
-    def test_rows_never_fail_on_what_the_output_cannot_show(self):
-        reader = self.reader("лиса и ворона 語 " * 30, 8, 4)
-        rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        raw = io.BytesIO()
-        narrow = io.TextIOWrapper(raw, encoding="cp1252")
-        with contextlib.redirect_stdout(narrow):
-            rnn.train(reader, max_iters=100)
-        narrow.flush()
-        header, first, *_ = raw.getvalue().decode("cp1252").splitlines()
-        self.assertEqual(header, char_rnn.HEADER)
-        self.assertRegex(first, r"^ {8}0 .*\?")
+        self.refuse("Wra, br, Wux, Wua, bu: it is not of a network of", "sample", "GRU.npz")
+        self.refuse("has Wx, Wa, b, Wya, by: it is not of a network of", "sample", "LSTM.npz")
 
 
 class TestText(InFolder):
@@ -782,7 +771,7 @@ class TestText(InFolder):
             self.assertEqual(trained, length - length // 10)
             for _ in range(2):
                 read = []
-                while not read or not reader.just_started():
+                while not read or reader.batch != 0:
                     inputs, targets = reader.next_batch()
                     np.testing.assert_array_equal(targets, inputs + 1)
                     self.assertLessEqual(len(inputs), 5)
@@ -810,7 +799,7 @@ class TestText(InFolder):
     def test_a_text_that_is_too_short_or_has_one_character_is_refused(self):
         self.assertEqual(len(self.reader("abc", 5, 2).inputs), 1)
         for text, streams in (("ab", 2), ("aaaa", 1), ("", 1)):
-            with self.assertRaisesRegex(Mistake, f"more than {streams} characters are needed, 2"):
+            with self.assertRaisesRegex(UserError, f"needs {streams + 1} characters or more, 2"):
                 self.reader(text, 5, streams)
 
     def test_shuffled_lines_are_the_same_lines_in_an_order_that_is_always_the_same(self):
@@ -827,7 +816,7 @@ class TestText(InFolder):
     def test_given_characters_are_used_and_unknown_ones_named(self):
         reader = self.reader("abcabc", 2, chars=list("abcd"))
         self.assertEqual((reader.vocab_size, reader.train_ids.tolist()), (4, [0, 1, 2] * 2))
-        with self.assertRaisesRegex(Mistake, r"never saw '\\t' 'é' '語'"):
+        with self.assertRaisesRegex(UserError, r"never saw '\\t' 'é' '語'"):
             self.reader("abc é語\tabc", 2, chars=list("abc "))
         self.assertEqual(encode("", "ab").tolist(), [])
 
@@ -835,12 +824,12 @@ class TestText(InFolder):
         reader = DataReader("text.txt", 8)
         DataReader("text.txt", 8, checksum=reader.checksum)
         self.assertNotEqual(self.reader(SHORT + "a", 8).checksum, reader.checksum)
-        with self.assertRaisesRegex(Mistake, "text.txt is not the text that the network was"):
+        with self.assertRaisesRegex(UserError, "text.txt is not the text that the network was"):
             DataReader("text.txt", 8, checksum=reader.checksum)
 
     def test_a_new_text_begins_after_a_newline_where_there_is_one(self):
-        self.assertEqual(char_rnn.opening(["\t", "\n", "a"]), "\n")
-        self.assertEqual(char_rnn.opening(["A", "C"]), "A")
+        self.assertEqual(char_rnn.start_char(["\t", "\n", "a"]), "\n")
+        self.assertEqual(char_rnn.start_char(["A", "C"]), "A")
 
     def test_a_reader_by_path_and_numpys_numbers_can_be_saved(self):
         two = np.int64(2)
@@ -876,27 +865,18 @@ class TestSystem(InFolder):
             out, err = process.communicate()
             if end == "SIGINT":
                 self.assertEqual((process.returncode, err), (130, ""))
+                self.assertIn("\nstopped: all up to the last row is saved in char_rnn.npz\n", out)
                 printed = re.search("to go on:  python .*char_rnn.py (.*)", out)[1]
                 command = printed.split()
                 self.assertEqual(command, ["resume", "char_rnn.npz"])
-                stopped = int(
-                    re.search("stopped after iteration ([0-9,]+)", out)[1].replace(",", "")
-                )
-                self.assertEqual(load_checkpoint("char_rnn.npz")[1].iteration, stopped)
+            iteration = load_checkpoint("char_rnn.npz")[1].iteration
+            self.assertTrue(iteration in (0, 100, 250) or iteration % 500 == 0)
+            self.assertGreaterEqual(iteration, int(row.replace(",", "")))
         status, _, err = self.real(*command)
         self.assertEqual((status, err), (0, ""))
         self.assertEqual(self.contents("straight.npz"), self.contents("char_rnn.npz"))
 
-    def test_ctrl_c_ends_after_the_iteration_and_a_second_one_at_once(self):
-        run = Run(RNN(4, 5, 6, 0.1))
-        session = Session(None, None, run, "char_rnn.npz", None)
-        session.stop(signal.SIGINT, None)
-        self.assertTrue(run.stop)
-        with self.assertRaises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
-    def test_a_second_ctrl_c_is_no_traceback(self):
+    def test_ctrl_c_outside_of_training_is_no_traceback(self):
         with mock.patch.object(char_rnn, "train_command", side_effect=KeyboardInterrupt):
             self.assertEqual(self.main(*self.flags), (130, "", ""))
 
@@ -917,18 +897,16 @@ class TestSystem(InFolder):
         self.assertEqual({name: after[name] for name in before}, before)
         self.assertFalse(Path("nowhere.npz").exists())
 
-    def test_two_processes_on_one_checkpoint_take_nothing_from_each_other(self):
+    def test_of_two_processes_on_one_checkpoint_each_file_is_whole_and_the_last_one_wins(self):
         flags = [*self.flags, "--max-iters=4000"]
         self.succeed(*flags, "--checkpoint=straight.npz")
         first = self.started(*flags, row="500")
         second = self.start("resume", "char_rnn.npz")
-        outs = [process.communicate()[0] for process in (first, second)]
-        moved = re.findall(
-            "char_rnn.npz was changed by another program: going on in (.*)", "".join(outs)
-        )
-        self.assertEqual(moved, ["char_rnn-2.npz"])
-        for path in ("char_rnn.npz", "char_rnn-2.npz"):
-            self.assertEqual(self.contents(path), self.contents("straight.npz"))
+        for process in (first, second):
+            process.communicate()
+            self.assertEqual(process.returncode, 0)
+            self.assertEqual(self.contents("char_rnn.npz"), self.contents("straight.npz"))
+        self.assertEqual(sorted(self.files()), ["char_rnn.npz", "straight.npz", "text.txt"])
 
     def test_a_full_disk_or_a_read_only_folder_is_told_before_training_and_costs_nothing(self):
         self.train("--max-iters=100")
@@ -946,12 +924,24 @@ class TestSystem(InFolder):
             os.chmod(".", 0o755)
             self.assertEqual(self.files(), {**before, "narrow.py": NARROW.encode()})
 
-    def test_a_link_as_checkpoint_stays_a_link_and_its_file_goes_on(self):
-        self.train("--max-iters=20", "--checkpoint=real.npz")
-        Path("link.npz").symlink_to("real.npz")
-        self.succeed("resume", "link.npz", "--max-iters=30")
+    def test_a_link_stays_a_link_and_all_is_written_in_the_folder_of_its_file(self):
+        Path("disk").mkdir()
+        self.train("--max-iters=20", "--checkpoint=disk/real.npz")
+        Path("link.npz").symlink_to("disk/real.npz")
+        with mock.patch.object(os, "replace", side_effect=os.replace) as replace:
+            self.succeed("resume", "link.npz", "--max-iters=30")
+        folders = {
+            Path(name).resolve().parent for call in replace.call_args_list for name in call[0]
+        }
+        self.assertEqual(folders, {Path("disk").resolve()})
         self.assertTrue(Path("link.npz").is_symlink())
-        self.assertEqual(load_checkpoint("real.npz")[1].iteration, 30)
+        self.assertEqual(load_checkpoint("disk/real.npz")[1].iteration, 30)
+
+    def test_a_checkpoint_keeps_its_permissions(self):
+        self.train("--max-iters=20")
+        Path("char_rnn.npz").chmod(0o600)
+        self.succeed("resume", "char_rnn.npz", "--max-iters=30")
+        self.assertEqual(Path("char_rnn.npz").stat().st_mode & 0o777, 0o600)
 
     def test_a_bug_in_a_copy_keeps_its_traceback_in_every_command(self):
         self.train("--max-iters=1")
@@ -959,7 +949,7 @@ class TestSystem(InFolder):
         for line, wrong in (
             ("dz @ self.Wya\n", "dz @ self.Waa\n"),
             ("(1 + math.cos", "('1' + math.cos"),
-            ("        self.losses = []\n", "        self.losses = [].copi()\n"),
+            ("        self.v = deepcopy(self.m)\n", "        self.v = self.m.copi()\n"),
             (
                 "        self.seq_length = seq_length\n        self.learning",
                 "        self.learning",
@@ -989,8 +979,8 @@ class TestSystem(InFolder):
         self.assertEqual(out, text[:20] + "\n")
         self.assertIn("'é' '語2'"[:3], self.real("sample", "--start=é", env=env)[2])
 
-    def test_a_terminal_gets_a_live_line_that_rows_replace_and_no_control_characters(self):
-        self.write("text.txt", "the fox \x1b[31m and \x07 the owl\n" * 30)
+    def test_a_terminal_gets_a_live_line_that_rows_replace(self):
+        self.write("text.txt", "the fox and the owl\n" * 30)
         out = self.on_terminal(*self.flags, "--max-iters=3000")
         live = re.findall(r"( *[\d,]+  loss [\d.]+  \d+ s left *)\r", out)
         numbers = [int(line.split()[0].replace(",", "")) for line in live]
@@ -999,9 +989,9 @@ class TestSystem(InFolder):
         self.assertEqual(set(map(len, live)), {40})
         rows = re.findall(r"( *(?:100|250|3,000)   .*)\r\n", out)
         self.assertTrue(len(rows) == 3 and min(map(len, rows)) >= 40)
-        self.assertNotRegex(out, "[\x00-\x08\x0b\x0c\x0e-\x1f]")
-        out = self.on_terminal("sample", "char_rnn.npz", "--start", "fox \x1b[31m", "--length=0")
-        self.assertEqual(out, "fox \N{REPLACEMENT CHARACTER}[31m\r\n")
+        losses = [float(line.split()[2]) for line in live]
+        run = load_checkpoint("char_rnn.npz")[1]
+        np.testing.assert_allclose(losses, [run.losses[i - 1] for i in numbers], atol=5e-4)
 
     def test_a_terminal_of_another_encoding_gets_what_it_can_show(self):
         self.write("café.txt", SHORT)
@@ -1082,17 +1072,13 @@ class TestCommandLine(InFolder):
     def test_a_row_shows_what_the_network_writes_after_a_newline(self):
         out = self.train("--max-iters=100")
         rnn, _, about = load_checkpoint("char_rnn.npz")
-        text = rnn.predict(about, "\n", 40, temperature=0.7, seed=0)
+        text = rnn.predict(about, "\n", 40, seed=0)
         self.assertIn(f"  {' '.join(text.split())}\n", out)
 
     def test_the_time_left_is_that_of_the_iterations_that_are_left(self):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        run = Run(rnn)
-        run.plan(max_iters=1000)
-        run.iteration = 250
-        run.seconds = 5.0
-        run.history = [[250, 1.0, 1.0]]
+        run = Run(rnn, max_iters=1000, iteration=250, seconds=5.0, history=[[250, 1.0, 1.0]])
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             char_rnn.print_progress(rnn, reader, run)
@@ -1143,33 +1129,45 @@ class TestCommandLine(InFolder):
         _, run, _ = load_checkpoint("char_rnn.npz")
         self.assertTrue(run.iteration < 2500 and run.smooth_loss <= 1)
 
-    def test_the_closing_lines_are_of_all_that_is_held_out_by_the_best_weights(self):
+    def test_the_closing_lines_are_of_what_is_scored_by_the_best_weights_beside_counting(self):
         best, last, about = self.overfitted()
-        val_ids = DataReader("text.txt", 8, 4, 0.5).val_ids
+        reader = DataReader("text.txt", 8, 4, 0.5)
         out = self.succeed("resume", "char_rnn.npz")
-        nats = best.evaluate(val_ids)
-        self.assertNotEqual(nats, last.evaluate(val_ids))
+        nats = best.evaluate(reader.val_ids)
+        self.assertNotEqual(nats, last.evaluate(reader.val_ids))
         perplexity = f"perplexity {math.exp(nats):.2f},\n"
         self.assertIn(f"validation loss {nats:.4f} nats per character, {perplexity}", out)
         _, run, _ = load_checkpoint("char_rnn.npz")
-        weights = f"with the weights of iteration {run.best_iteration:,}\n"
-        self.assertIn(f"on the 1,500 characters held out, {weights}", out)
-        self.assertIn(best.predict(about, "\n", 300, temperature=0.7, seed=0), out)
-        self.assertNotIn("No row was better", out)
+        weights = f"with the weights of iteration {run.best_iteration:,};\n"
+        self.assertIn(f"on 1,499 of the characters held out, {weights}", out)
+        counted = "{:.3f}, {:.3f} and {:.3f}\n".format(
+            *counting(reader.train_ids, reader.val_ids, best.vocab_size)
+        )
+        self.assertIn(f"counting what follows the last 1, 2 and 3 characters: {counted}", out)
+        self.assertIn(best.predict(about, "\n", 300, seed=0), out)
+        self.assertNotIn("no better", out)
+        self.assertRegex(out, r"for more text:\npython .* sample char_rnn.npz\n\Z")
 
-    def test_the_closing_figure_is_of_more_than_a_row_reads(self):
+    def test_the_closing_figures_are_of_more_than_a_row_reads_and_of_the_same_characters(self):
         self.write("text.txt", SHORT * 60)
         out = self.train("--val-fraction=0.8", "--max-iters=1")
         rnn, run, _ = load_checkpoint("char_rnn.npz")
         rnn.use(run.best)
-        nats = rnn.evaluate(DataReader("text.txt", 8, 4, 0.8).val_ids)
+        reader = DataReader("text.txt", 8, 4, 0.8)
+        nats = rnn.evaluate(reader.val_ids)
         self.assertIn(f"validation loss {nats:.4f} nats per character", out)
+        scored = 143_999 // 64 * 64  # what follows others in 64 equal streams
+        self.assertIn(f"on {scored:,} of the characters held out", out)
+        counted = counting(reader.train_ids, reader.val_ids[: scored + 1], rnn.vocab_size)
+        self.assertIn(f"characters: {counted[0]:.3f}, {counted[1]:.3f} and", out)
         self.assertNotIn("validation loss", self.train("--val-fraction=0", "--max-iters=1"))
 
-    def test_where_the_first_row_stays_the_best_it_is_said_and_last_takes_the_weights_reached(self):
+    def test_where_counting_pairs_or_guessing_does_as_well_it_is_said_and_last_is_offered(self):
+        remark = "no better than guessing, or counting pairs of characters"
         self.write("text.txt", CATS)
         out = self.train("--max-iters=300")
-        self.assertIn("No row was better than the first", out)
+        self.assertIn(remark, out)
+        self.assertRegex(out, r"for more text:\npython .* sample char_rnn.npz --last\n\Z")
         rnn, run, about = load_checkpoint("char_rnn.npz")
         self.assertEqual(run.best_iteration, 0)
         last = rnn.predict(about, "c", 60, temperature=0)
@@ -1178,15 +1176,21 @@ class TestCommandLine(InFolder):
         self.assertIn("cats purr cats purr ", self.succeed(*flags, "--last"))
         self.assertNotIn("cats", self.succeed(*flags))
         self.write("cats.txt", CATS[:240])
-        nats = rnn.evaluate(encode(CATS[:240], about.chars))
-        self.assertIn(
-            f"{nats:.4f} nats", self.succeed("test", "char_rnn.npz", "cats.txt", "--last")
-        )
+        ids = encode(CATS[:240], about.chars)
+        flags = ["test", "char_rnn.npz", "cats.txt"]
+        self.assertIn(f"{rnn.evaluate(ids):.4f} nats", self.succeed(*flags, "--last"))
         rnn.use(run.best)
-        nats = rnn.evaluate(encode(CATS[:240], about.chars))
-        self.assertIn(f"{nats:.4f} nats", self.succeed("test", "char_rnn.npz", "cats.txt"))
-        out = self.train("--max-iters=300", "--val-fraction=0")
-        self.assertNotIn("No row", out)
+        self.assertIn(f"{rnn.evaluate(ids):.4f} nats", self.succeed(*flags))
+
+    def test_the_remark_is_by_guessing_where_nothing_is_held_out_or_counting_is_worse(self):
+        remark = "no better than guessing, or counting pairs of characters"
+        self.assertNotIn(remark, self.train("--val-fraction=0", "--max-iters=300"))
+        flags = ["--val-fraction=0", "--optimizer=sgd", "--learning-rate=1000", "--max-iters=100"]
+        self.assertIn(remark, self.train(*flags))
+        self.write("text.txt", "ab" * 500 + "ba" * 10 + "aabb" * 20)  # where pairs mislead
+        reader = DataReader("text.txt", 8, 4)
+        self.assertGreater(counting(reader.train_ids, reader.val_ids, 2)[0], math.log(2))
+        self.assertIn(remark, self.train("--max-iters=100"))
 
     def test_sample_writes_with_the_best_weights_of_the_newest_checkpoint(self):
         best, last, about = self.overfitted()
@@ -1215,6 +1219,7 @@ class TestCommandLine(InFolder):
         self.assertEqual(self.succeed(*flags, "--temperature=0.3"), f"{expected}\n")
         expected = rnn.predict(about, "\nThe hen", 50, seed=4)[1:]
         self.assertEqual(self.succeed(*flags), f"{expected}\n")
+        self.assertEqual(rnn.predict(about, "\nThe hen", 50, temperature=0.7, seed=4)[1:], expected)
 
     def test_nothing_is_written_before_a_start_is_checked(self):
         self.train("--max-iters=1")
@@ -1238,7 +1243,7 @@ class TestCommandLine(InFolder):
         out = self.succeed("sample", "char_rnn.npz", "--lines=2", "--temperature=0")
         self.assertEqual(out, f"{first}\n" * 2)  # each from a newline and a zero state
 
-    def test_test_scores_a_text_or_each_line_alone_and_says_what_the_model_has_seen(self):
+    def test_test_scores_a_text_and_says_what_the_model_has_seen(self):
         self.train("--max-iters=50")
         rnn, run, about = load_checkpoint("char_rnn.npz")
         rnn.use(run.best)
@@ -1251,15 +1256,31 @@ class TestCommandLine(InFolder):
         self.assertIn(
             f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}\n", out
         )
-        scored = []
-        for line in cow.splitlines(keepends=True):
-            ids = encode("\n" + line, about.chars)
-            y_pred = rnn.forward(ids[:-1], np.zeros(16))[1]
-            scored.append(f"{rnn.loss(y_pred, ids[1:]) / len(line):7.3f}  {line.strip()}\n")
-        out = self.succeed("test", "char_rnn.npz", "cow.txt", "--lines", told=told)
-        self.assertEqual(out, "".join(scored))
         seen = "the model was trained on this text\n"
         self.succeed("test", "char_rnn.npz", "text.txt", told=seen)
+
+    def test_test_lines_gives_each_line_as_it_stands_its_loss_and_its_unknown_characters(self):
+        told = "nats per character, characters never seen and left out, line\n"
+        for text in (SHORT, SHORT.replace("\n", " ")):  # a model that knows newlines, and one not
+            self.write("text.txt", text)
+            self.train("--max-iters=50", "--checkpoint=lines.npz")
+            rnn, run, about = load_checkpoint("lines.npz")
+            rnn.use(run.best)
+            start = "\n" if "\n" in text else " "
+            end = "\n" if "\n" in text else ""
+            expected = ""
+            for line, known in (("The cow.%%%%", "The cow."), ("  an owl", "  an owl"), ("", "")):
+                ids = encode(start + known + end, about.chars)
+                nats = "-"
+                if len(ids) > 1:
+                    y_pred = rnn.forward(ids[:-1], np.zeros(16))[1]
+                    nats = f"{rnn.loss(y_pred, ids[1:]) / (len(ids) - 1):.3f}"
+                expected += f"{nats:>7}{len(line) - len(known):5}  {line}\n"
+            self.write("cow.txt", "The cow.%%%%\n  an owl\n\n")
+            self.assertEqual(
+                self.succeed("test", "lines.npz", "cow.txt", "--lines", told=told), expected
+            )
+            Path("lines.npz").unlink()
 
     def test_test_uses_the_best_weights(self):
         best, last, about = self.overfitted()
@@ -1294,57 +1315,17 @@ class TestCommandLine(InFolder):
         self.train("--max-iters=20")
         self.refuse("at iteration 20: 5 is too few", "resume", "char_rnn.npz", "--max-iters=5")
 
-    def test_a_checkpoint_of_another_writer_is_left_alone(self):
-        reader = DataReader("text.txt", 8, 4)
-        rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        session = Session(rnn, reader, Run(rnn), "char_rnn.npz", None)
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            session.save()
-            session.save()  # its own file is replaced
-            self.assertEqual(session.path, "char_rnn.npz")
-            Path("char_rnn.npz").rename("kept.npz")
-            kept = Path("kept.npz").read_bytes()
-            session.save()  # a name that has become free is used again
-            self.assertEqual((session.path, out.getvalue()), ("char_rnn.npz", ""))
-            self.write("char_rnn.npz", "a thesis")
-            session.save()
-        self.assertEqual(session.path, "char_rnn-2.npz")
-        told = "char_rnn.npz was changed by another program: going on in char_rnn-2.npz\n"
-        self.assertEqual(out.getvalue(), told)
-        self.assertEqual(Path("char_rnn.npz").read_text(), "a thesis")
-        self.assertEqual(Path("kept.npz").read_bytes(), kept)
-        load_checkpoint("char_rnn-2.npz")
-
-    def test_a_name_that_is_lost_the_moment_it_is_written_is_told_as_well(self):
-        reader = DataReader("text.txt", 8, 4)
-        rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        session = Session(rnn, reader, Run(rnn), "char_rnn.npz", None)
-        replace = os.replace
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            with mock.patch.object(os, "replace") as spy:
-                spy.side_effect = lambda old, new: replace(old, new) or os.rename(new, "kept.npz")
-                session.save()
-            self.write("char_rnn.npz", "a thesis")
-            session.save()
-        self.assertIn("going on in char_rnn-2.npz", out.getvalue())
-        self.assertEqual(Path("char_rnn.npz").read_text(), "a thesis")
-
     def test_save_checkpoint_in_python_takes_a_free_name_too(self):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)
         names = [save_checkpoint("names.npz", rnn, Run(rnn), reader) for _ in range(2)]
         self.assertEqual(names, ["names.npz", "names-2.npz"])
-        mark = mark_of("names.npz")
-        self.assertEqual(save_checkpoint("names.npz", rnn, Run(rnn), reader, mark), "names.npz")
-        self.assertNotEqual(mark_of("names.npz"), mark)
+        before = self.files()
+        run = Run(rnn, iteration=7)
+        self.assertEqual(save_checkpoint("names.npz", rnn, run, reader, replace=True), "names.npz")
+        self.assertEqual(load_checkpoint("names.npz")[1].iteration, 7)
+        self.assertEqual(self.files().keys(), before.keys())
         self.assertFalse(list(Path().glob("*.tmp")))
-
-    def test_a_name_with_a_dash_in_front_is_printed_as_a_command_takes_it(self):
-        out = self.train("--max-iters=1", "--checkpoint=-a b.npz")
-        self.assertTrue(out.endswith(" sample './-a b.npz'\n"))
-        self.succeed("sample", "./-a b.npz", "--length=0")
 
     @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
     def test_the_plot_shows_the_losses_of_the_run(self):
@@ -1354,9 +1335,11 @@ class TestCommandLine(InFolder):
             self.train("--plot=loss.png", "--max-iters=300")
         self.assertEqual(Path("loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         self.assertFalse(Path("loss-2.png").exists())  # it is drawn anew, and not beside it
+        refused = "is there, and no picture of this run"
+        self.refuse(refused, *self.flags, "--plot=loss.png")
         _, run, _ = load_checkpoint("char_rnn.npz")
-        each, train, val = (call.args[1:3] for call in plot.call_args_list[-3:])
-        np.testing.assert_equal([*each], [range(1, 301), run.losses])
+        train, val = (call.args[1:3] for call in plot.call_args_list[-2:])
+        self.assertEqual(plot.call_args_list[-3].args[1], run.losses)
         np.testing.assert_equal([*zip(train[0], train[1], val[1])], [*map(tuple, run.history)])
         for ending, start in ((".svg", b"<?xml"), (".pdf", b"%PDF")):
             self.train(f"--plot=loss{ending}", "--max-iters=1")
@@ -1364,14 +1347,25 @@ class TestCommandLine(InFolder):
         svg = Path("loss.svg").read_text(encoding="utf-8")
         for label in ("each iteration", "training", "validation", "iteration", "loss (nats per"):
             self.assertIn(f"<!-- {label}", svg)
+        labels = [call.kwargs["label"][:8] for call in plot.call_args_list[-3:]]
+        self.assertEqual(labels, ["each ite", "training", "validati"])
 
     @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
     def test_a_plot_that_cannot_be_or_would_cost_a_file_is_refused_before_training(self):
         self.write("notes.svg", SHORT)
-        self.refuse("is a file of this run", "train", "notes.svg", "--plot=notes.svg")
-        self.refuse("is a file of this run", *self.flags, "--checkpoint=a.png", "--plot=./a.png")
-        self.train("--max-iters=1", "--checkpoint=run.png")
-        self.refuse("is a file of this run", "resume", "run.png", "--plot=run.png")
+        refused = "is there, and no picture of this run"
+        self.refuse(refused, "train", "notes.svg", "--plot=notes.svg")
+        self.train("--max-iters=1", "--checkpoint=a.png", "--plot=b.png")
+        self.refuse(refused, "resume", "a.png", "--plot=a.png")
+        self.refuse(refused, "resume", "a.png", "--plot=notes.svg")
+        Path("elsewhere").mkdir()
+        picture = self.write("elsewhere/b.png", "another's")
+        self.refuse(refused, "resume", "a.png", f"--plot={picture}")
+        self.write("b.png", "to be drawn again")
+        self.succeed("resume", "a.png", "--plot=b.png", "--max-iters=2")
+        self.assertEqual(Path("b.png").read_bytes()[:4], b"\x89PNG")
+        Path("dangling.png").symlink_to("nowhere.png")
+        self.refuse(refused, "resume", "a.png", "--plot=dangling.png")
         self.refuse("nowhere/a.png", *self.flags, "--plot=nowhere/a.png")
 
     def test_a_plot_of_another_ending_or_without_matplotlib_is_refused(self):
@@ -1389,10 +1383,11 @@ class TestCommandLine(InFolder):
         for saying, *commands in (
             ("none.txt", "train none.txt", "sample none.txt", "resume none.txt", "none.txt"),
             ("directory", "train .", "sample ."),
-            ("more than 16 characters are needed", "train one.txt", f"train {os.devnull}"),
+            ("needs 17 characters or more", "train one.txt", f"train {os.devnull}"),
             ("nothing to predict", "test char_rnn.npz one.txt"),
-            ("is not UTF-8 text (see line 3): save it as UTF-8", "train latin.txt"),
-            ("is not UTF-8 text", "train wide.txt", "train narrow.txt"),
+            ("is not UTF-8 text (see line 3): perhaps it is UTF-16 or cp1252", "train latin.txt"),
+            ("is not UTF-8 text (see line 1): perhaps", "train wide.txt"),
+            ("has zero bytes, as no UTF-8 text has: perhaps it is UTF-16", "train narrow.txt"),
             ("whole number from 1 on", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
             ("whole number from 1 on", f"--hidden-size=1{'0' * 400}", "--eval-interval=0"),
             ("whole number from 1 on", "--batch-size=0", "--seq-length=1000000001"),
@@ -1434,9 +1429,9 @@ class TestCheckpoint(InFolder):
     def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
         whole = Path("char_rnn.npz").read_bytes()
         same = self.contents("char_rnn.npz")
-        shape = whole.index(b"(20,)") + 1  # of the losses: as "(10,)" they could be read as fewer
+        shape = whole.index(b"(4, 16)") + 5  # of ba: as "(4, 10)" it could be read as fewer
         damaged = [b"", b"PK" + bytes(1000), self.rng.bytes(5000), whole[:-1]]
-        damaged.append(whole[:shape] + b"1" + whole[shape + 1 :])
+        damaged.append(whole[:shape] + b"0" + whole[shape + 1 :])
         for a, b, bit in self.rng.integers(0, (len(whole), len(whole), 8), (100, 3)):
             moved = whole[b : b + 40]
             flipped = bytes([whole[a] ^ 1 << bit])
@@ -1447,38 +1442,10 @@ class TestCheckpoint(InFolder):
         for content in damaged:
             try:
                 self.assertEqual(self.contents(self.write("damaged.npz", content)), same)
-            except Mistake as error:
+            except UserError as error:
                 self.assertIn("damaged.npz is damaged, or no checkpoint", str(error))
                 refused += 1
         self.assertGreater(refused, 200)
-
-    def test_forged_arrays_and_sizes_are_refused_before_anything_large_is_built(self):
-        with np.load("char_rnn.npz") as file:
-            whole = dict(file)
-        about = json.loads(str(whole["about"]))
-        forged = [{"Wax": whole["Wax"].T}, {"m_Waa": whole["m_Waa"].astype(float)}]
-        forged += [{"more": whole["by"]}, *({name: None} for name in whole)]  # None: taken away
-        for part, name, value in (
-            ("rnn", "hidden_size", 10**6),
-            ("rnn", "hidden_size", "x"),
-            ("rnn", "hidden_size", 16.0),
-            ("rnn", "hidden_size", 0),
-            ("rnn", "hidden_size", 15),
-            ("rnn", "vocab_size", 54),
-            ("reader", "chars", about["reader"]["chars"][1:]),
-            ("reader", "seq_length", 0),
-            ("reader", "seq_length", None),
-            ("reader", "batch_size", -4),
-        ):
-            changed = about | {part: about[part] | {name: value}}
-            forged.append({"about": json.dumps(changed)})
-        forged.append({"about": json.dumps({"rnn": about["rnn"]})})
-        for changes in forged:
-            arrays = (whole | changes).items()
-            np.savez("forged.npz", **{name: x for name, x in arrays if x is not None})
-            for command in ("sample", "resume"):
-                with self.subTest(changes.keys()):
-                    self.refuse("forged.npz is ", command, "forged.npz")
 
     def test_nothing_in_a_checkpoint_is_run(self):
         trap = np.array([Trap()], dtype=object)
@@ -1490,11 +1457,19 @@ class TestCheckpoint(InFolder):
             file["Wax"]  # the trap does work where pickles are allowed
         self.assertTrue(Path("witness").exists())
 
-    def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(self):
-        about = {"network": [16, 53, 8, 0.006, "adam"], "dtype": "float32", "path": "text.txt"}
-        np.savez("old.npz", about=np.array(json.dumps(about)), Wax=np.zeros((4, 2)))
-        for command in ("sample", "resume"):
-            self.refuse("of an earlier version of char_rnn.py", command, "old.npz")
+    def test_a_checkpoint_of_another_version_is_refused_as_such(self):
+        with np.load("char_rnn.npz") as file:
+            whole = dict(file)
+        about = json.loads(str(whole["about"]))
+        del about["run"]["eval_interval"]
+        for text in (json.dumps(about), json.dumps({"path": "text.txt"})):
+            np.savez("old.npz", **whole | {"about": text})
+            for command in ("sample", "resume"):
+                self.refuse(
+                    "no checkpoint of char_rnn.py: it is of another ver", command, "old.npz"
+                )
+        np.savez("other.npz", Wax=np.zeros((4, 2)))
+        self.refuse("other.npz is damaged, or no checkpoint", "sample", "other.npz")
 
 
 class Trap:
