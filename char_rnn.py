@@ -441,12 +441,10 @@ class RNN:
 
         Each new index is drawn from softmax(z_t / temperature) and is the next input. A temperature
         under 1 makes likely characters likelier; 0 always takes the likeliest. Raises UserError for
-        a temperature below 0, for no ids, and for weights that have diverged.
+        a temperature below 0, and for weights that have diverged.
         """
         if not 0 <= temperature < math.inf:
             raise UserError(f"temperature must be a number from 0 on, not {temperature}")
-        if len(ids) == 0:
-            raise UserError("the start is empty: give one character or more")
         rng = np.random.default_rng(seed)
         while True:
             a, _ = self.forward(ids, a_prev)
@@ -791,10 +789,7 @@ def write_whole(path, data, replace=False):
     """
     temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        Path(temporary).write_bytes(data)
         if not replace:
             path = free_name(path)
         elif os.path.exists(path):
@@ -901,6 +896,8 @@ def print_result(path, rnn, reader, run):
             f"{run.best_iteration:,};\ncounting what follows the last 1, 2 and 3 characters: "
             f"{counted[0]:.3f}, {counted[1]:.3f} and {counted[2]:.3f}"
         )
+        if counted[0] > run.guessing:
+            print("\nWhat is held out is unlike the rest of the text: try --shuffle-lines.")
     if nats >= to_beat:
         print(NOTHING_LEARNED)
         command.append("--last")

@@ -378,6 +378,18 @@ class TestMathematics(InFolder):
         y_pred = np.array([[1, 0, 0], [1, 0, 0]], np.float32)
         self.assertTrue(100 < RNN(4, 3, 2, 0.1).loss(y_pred, [1, 2]) < 1000)
 
+    def test_the_loss_refuses_what_is_no_probability(self):
+        rnn, inputs, targets, a_prev = self.problem()
+        a, y_pred = rnn.forward(inputs, a_prev)
+        for wrong in (rnn.logits(a[1:]), y_pred * 9, y_pred * math.nan, y_pred - 0.5):
+            with self.assertRaisesRegex(
+                UserError, "no probability: try a learning rate below 0.01"
+            ):
+                rnn.loss(wrong, targets)
+        certain = rnn.one_hot(targets)  # from 0 to 1, both ends included
+        self.assertEqual(rnn.loss(certain, targets), 0)
+        self.assertGreater(rnn.loss(1 - certain, targets), 0)
+
     def test_inputs_and_targets_that_are_no_indices_of_characters_are_refused(self):
         rnn, inputs, targets, a_prev = self.problem()
         a, y_pred = rnn.forward(inputs, a_prev)
@@ -570,7 +582,7 @@ class TestMathematics(InFolder):
         for temperature in (-0.5, math.nan, math.inf):
             with self.assertRaisesRegex(UserError, "temperature must be a number from 0 on"):
                 rnn.predict(reader, "a", 5, temperature)
-        with self.assertRaisesRegex(UserError, "the start is empty"):
+        with self.assertRaisesRegex(UserError, "must be indices"):
             rnn.predict(reader, "", 5)
 
     def test_evaluate_reads_a_text_in_up_to_64_streams_of_at_least_2000_characters(self):
@@ -586,6 +598,43 @@ class TestMathematics(InFolder):
             self.assertAlmostEqual(rnn.evaluate(text[:length]), np.mean(nats), places=12)
         with self.assertRaisesRegex(UserError, "nothing to predict in 1 character"):
             rnn.evaluate(text[:1])
+
+
+class TestCounting(InFolder):
+    def test_counting_is_the_formula_written_out(self):
+        text = SHORT[:900]
+        reader = self.reader(text, 8, 2, val_fraction=0.2)
+        train, V = text[: len(reader.train_ids)], reader.vocab_size
+
+        def probability(c, h):
+            shorter = probability(c, h[1:]) if h else 1 / V
+            after = [train[i + len(h)] for i in range(3 - len(h), len(train) - len(h))]
+            after = [c for c, i in zip(after, range(3, len(train))) if train[i - len(h) : i] == h]
+            n, d = len(after), len(set(after))
+            return (after.count(c) + d * shorter) / (n + d) if n else shorter
+
+        expected = []
+        for length in (1, 2, 3):
+            places = range(len(train) + 1, len(text))
+            nats = [-math.log(probability(text[i], text[i - length : i])) for i in places]
+            expected.append(sum(nats) / len(nats))
+        counted = counting(reader.train_ids, reader.val_ids, V)
+        np.testing.assert_allclose(counted, expected, rtol=1e-12)
+        for longest in (1, 2):
+            fewer = counting(reader.train_ids, reader.val_ids, V, longest)
+            np.testing.assert_allclose(fewer, expected[:longest], atol=0.01)
+
+    def test_counting_on_the_fables_gives_the_figures_of_the_readme(self):
+        reader = DataReader(FABLES, 32, 16)
+        counted = counting(reader.train_ids, reader.val_ids, reader.vocab_size)
+        np.testing.assert_allclose(counted, [2.241, 1.663, 1.332], atol=5e-4)
+
+    def test_counting_counts_the_last_million_characters_before_what_is_held_out(self):
+        ids = self.rng.integers(0, 3, 1_000_040)
+        ids[:40] = 2
+        val = self.rng.integers(0, 3, 50)
+        self.assertEqual(counting(ids, val, 3), counting(ids[40:], val, 3))
+        self.assertNotEqual(counting(ids, val, 3), counting(ids[41:], val, 3))
 
 
 class TestTraining(InFolder):
@@ -683,6 +732,37 @@ class TestTraining(InFolder):
         run = rnn.train(reader, max_iters=5, report=silent)
         np.testing.assert_equal(run.best, before)
         self.assertEqual(run.best_iteration, 0)
+
+    def test_of_rows_that_are_alike_the_first_is_kept(self):
+        reader = DataReader("text.txt", 8, 4)
+        rnn = RNN(16, reader.vocab_size, 8)
+        run = Run(rnn)
+        for iteration in (0, 5):
+            run.iteration = iteration
+            run.validate(rnn, reader)
+        self.assertEqual((run.best_iteration, run.history[0][2]), (0, run.history[1][2]))
+        self.assertEqual(run.best_loss, run.history[0][2])
+
+    def test_use_takes_values_and_not_the_arrays_that_hold_them(self):
+        rnn = RNN(4, 3, 2)
+        run = Run(rnn)
+        rnn.use(run.best)
+        before = copy.deepcopy(run.best)
+        for w in rnn.parameters().values():
+            w += 1
+        np.testing.assert_equal(run.best, before)
+
+    def test_other_streams_start_from_a_zero_state(self):
+        rnn = RNN(16, DataReader("text.txt", 8, 4).vocab_size, 8, 1e-12, dtype=np.float64)
+        run = rnn.train(DataReader("text.txt", 8, 4), max_iters=3, report=silent)
+        for streams in (1, 3):
+            reader = DataReader("text.txt", 8, streams)
+            rnn.train(reader, max_iters=run.iteration + 1, report=silent, run=run)
+            inputs, targets = (
+                x[reader.batch * 8 - 8 : reader.batch * 8] for x in (reader.inputs, reader.targets)
+            )
+            y_pred = rnn.forward(inputs, np.zeros((streams, 16)))[1]
+            self.assertAlmostEqual(run.losses[-1], rnn.loss(y_pred, targets) / 8, places=9)
 
     def test_with_nothing_held_out_the_best_weights_are_the_latest(self):
         reader = DataReader("text.txt", 8, 4, val_fraction=0)
@@ -819,6 +899,14 @@ class TestText(InFolder):
         with self.assertRaisesRegex(UserError, r"never saw '\\t' 'é' '語'"):
             self.reader("abc é語\tabc", 2, chars=list("abc "))
         self.assertEqual(encode("", "ab").tolist(), [])
+
+    def test_as_many_characters_as_a_byte_has_values_and_one_more_are_told_apart(self):
+        for size in (255, 256, 257):
+            text = "".join(map(chr, range(1000, 1000 + size)))
+            ids = encode(text, list(text))
+            self.assertEqual(ids.tolist(), list(range(size)))
+            with self.assertRaisesRegex(UserError, "never saw 'a'"):
+                encode("a" + text, list(text))
 
     def test_a_reader_knows_its_text_again_by_the_checksum(self):
         reader = DataReader("text.txt", 8)
@@ -1163,7 +1251,7 @@ class TestCommandLine(InFolder):
         self.assertNotIn("validation loss", self.train("--val-fraction=0", "--max-iters=1"))
 
     def test_where_counting_pairs_or_guessing_does_as_well_it_is_said_and_last_is_offered(self):
-        remark = "no better than guessing, or counting pairs of characters"
+        remark = "That is no better than guessing, or counting pairs of characters"
         self.write("text.txt", CATS)
         out = self.train("--max-iters=300")
         self.assertIn(remark, out)
@@ -1183,7 +1271,7 @@ class TestCommandLine(InFolder):
         self.assertIn(f"{rnn.evaluate(ids):.4f} nats", self.succeed(*flags))
 
     def test_the_remark_is_by_guessing_where_nothing_is_held_out_or_counting_is_worse(self):
-        remark = "no better than guessing, or counting pairs of characters"
+        remark = "That is no better than guessing, or counting pairs of characters"
         self.assertNotIn(remark, self.train("--val-fraction=0", "--max-iters=300"))
         flags = ["--val-fraction=0", "--optimizer=sgd", "--learning-rate=1000", "--max-iters=100"]
         self.assertIn(remark, self.train(*flags))
@@ -1290,6 +1378,57 @@ class TestCommandLine(InFolder):
         self.assertIn(f"{nats:.4f} nats", out)
         self.assertNotEqual(nats, of_last)
 
+    def test_a_run_with_other_settings_stopped_twice_and_moved_twice_resumes_to_the_same_bits(self):
+        self.write("text.txt", "".join(f"{word} {word}\n" for word in SHORT.split()))
+        flags = "--hidden-size=9 --seq-length=5 --batch-size=3 --optimizer=adagrad --seed=3"
+        flags += " --learning-rate=0.2 --max-iters=3000 --eval-interval=70 --val-fraction=0.3"
+        flags = ["train", "text.txt", *flags.split(), "--threshold=2.6", "--shuffle-lines"]
+        self.succeed(*flags, "--checkpoint=straight.npz")
+        run = load_checkpoint("straight.npz")[1]
+        self.assertTrue(300 < run.iteration < 3000 and run.smooth_loss <= 2.6)
+        moves = (("text.txt", "second.txt", 100), ("second.txt", "third.txt", 290))
+        command = [*flags, "--checkpoint=run.npz"]
+        seconds = [0]
+        for name, other, iteration in moves:
+            self.stopped(iteration, *command)
+            seconds.append(load_checkpoint("run.npz")[1].seconds)
+            Path(name).rename(other)
+            command = ["resume", "run.npz", other]
+        self.succeed(*command)
+        self.assertEqual(self.contents("run.npz"), self.contents("straight.npz"))
+        rnn, run, about = load_checkpoint("run.npz")
+        self.assertEqual(about.path, "third.txt")
+        self.assertTrue(seconds[0] < seconds[1] < seconds[2] < run.seconds)
+
+    def stopped(self, iteration, *args):
+        """Run a command and press Ctrl-C in the iteration after one."""
+
+        def report(rnn, reader, run, print_progress=char_rnn.print_progress):
+            print_progress(rnn, reader, run)
+            if run.iteration > iteration:
+                raise KeyboardInterrupt
+
+        with mock.patch.object(char_rnn, "print_progress", report):
+            status, out, _ = self.main(*args)
+        self.assertEqual(status, 130)
+        self.assertIn("to go on:  python", out)
+
+    def test_init_from_takes_weights_and_characters_and_all_else_from_the_flags(self):
+        self.train("--max-iters=150", "--learning-rate=0.02")
+        best, run, about = load_checkpoint("char_rnn.npz")
+        best.use(run.best)
+        text = self.write("second.txt", SHORT[::-1])
+        for optimizer in ("adam", "adagrad"):
+            flags = f"{text} --init-from=char_rnn.npz --checkpoint={optimizer}.npz --max-iters=30"
+            flags += f" --seq-length=5 --batch-size=3 --optimizer={optimizer} --learning-rate=0.07"
+            self.succeed(*flags.split(), "--val-fraction=0.2")
+            reader = DataReader(text, 5, 3, 0.2, about.chars)
+            rnn = RNN(16, reader.vocab_size, 5, 0.07, optimizer)
+            rnn.use(best.parameters())
+            run = rnn.train(reader, max_iters=30, report=silent)
+            save_checkpoint("python.npz", rnn, run, reader, replace=True)
+            self.assertEqual(self.contents(f"{optimizer}.npz"), self.contents("python.npz"))
+
     def test_init_from_goes_on_with_another_text_from_the_best_weights(self):
         best, last, about = self.overfitted()
         text = self.write("second.txt", SHORT[::-1])
@@ -1372,6 +1511,35 @@ class TestCommandLine(InFolder):
         self.refuse("must end in .png, .svg or .pdf", *self.flags, "--plot=thesis.txt")
         with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
             self.refuse("pip install matplotlib", *self.flags, "--plot=a.png")
+
+    def test_sample_lines_does_not_count_empty_ones(self):
+        self.write("text.txt", "".join(f"{word} the fox\n\n" for word in SHORT.split()))
+        self.train("--max-iters=400")
+        out = self.succeed("sample", "char_rnn.npz", "--lines=20", "--seed=1")
+        self.assertEqual((out.count("\n"), out.count("\n\n")), (20, 0))
+        about = load_checkpoint("char_rnn.npz")[2]
+        rnn, run, _ = load_checkpoint("char_rnn.npz")
+        rnn.use(run.best)
+        text = rnn.predict(about, "\n", 200, temperature=0)
+        self.assertTrue(text.startswith("\n\n"))  # without this there would be empty ones
+        out = self.succeed("sample", "char_rnn.npz", "--lines=2", "--temperature=0")
+        self.assertEqual(out, f"{text.strip().splitlines()[0]}\n" * 2)
+        self.assertEqual(self.succeed("sample", "char_rnn.npz", "--lines=2", "--length=0"), "\n\n")
+
+    def test_weights_that_explode_with_nothing_held_out_are_told_in_a_line(self):
+        flags = ["--optimizer=sgd", "--learning-rate=1e38", "--val-fraction=0", "--max-iters=1"]
+        status, _, err = self.main(*self.flags, *flags)
+        self.assertEqual(status, 2)
+        self.assertEqual(err.count("\n"), 1)
+        self.assertIn("the weights are no finite numbers: try a lower learning rate", err)
+
+    def test_names_in_alphabetical_order_are_told_to_be_shuffled(self):
+        words = {re.sub("[^a-z]", "", word.lower()) for word in Path(FABLES).read_text().split()}
+        remark = "\nWhat is held out is unlike the rest of the text: try --shuffle-lines.\n"
+        for names in (sorted(words), sorted(map(str.capitalize, words))):
+            self.write("text.txt", "\n".join(names) + "\n")
+            self.assertIn(remark, self.train("--max-iters=9"))
+            self.assertNotIn(remark, self.train("--max-iters=9", "--shuffle-lines"))
 
     def test_every_mistake_is_told_in_a_line_and_changes_nothing(self):
         self.train("--max-iters=1")
