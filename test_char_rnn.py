@@ -993,7 +993,7 @@ class TestSystem(InFolder):
         for process in (first, second):
             process.communicate()
             self.assertEqual(process.returncode, 0)
-            self.assertEqual(self.contents("char_rnn.npz"), self.contents("straight.npz"))
+        self.assertEqual(self.contents("char_rnn.npz"), self.contents("straight.npz"))
         self.assertEqual(sorted(self.files()), ["char_rnn.npz", "straight.npz", "text.txt"])
 
     def test_a_full_disk_or_a_read_only_folder_is_told_before_training_and_costs_nothing(self):
