@@ -34,13 +34,14 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 import zipfile
 from array import array
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from itertools import chain, islice
+from collections import Counter
+from functools import lru_cache, partial
+from itertools import chain, islice, pairwise, permutations
 from pathlib import Path
 
 # One thread: on a busy machine, threads that wait for each other are 10 to 50 times slower.
@@ -49,11 +50,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ConstantLR, LambdaLR
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
 
 
-class Mistake(ValueError):
+class UserError(ValueError):
     """What a user can mend: the command line tells it in one line. All else is a bug."""
 
 
@@ -75,9 +76,9 @@ class StockDataset(Dataset):
         difference    last of the window      scale           std of the changes
         range         middle of the range     scale           half of the range
 
-    Fit scale and middle to the training part, and take them for the others, as `like` does.
-    Raises Mistake for values that are no series (N,), too few, not finite, all alike, or not above
-    zero (relative).
+    Fit scale and middle to the training part, and take them for the others, as with_values does.
+    Raises UserError for values that are no series (N,), too few, not finite, all alike, or not
+    above zero (relative).
     """
 
     def __init__(self, values, seq_length, normalise="relative", scale=None, middle=0.0):
@@ -87,17 +88,17 @@ class StockDataset(Dataset):
         self.scale = scale
         self.middle = middle
         if normalise not in NORMALISE:
-            raise Mistake(f"normalise must be one of {', '.join(NORMALISE)}, not {normalise}")
+            raise UserError(f"normalise must be one of {', '.join(NORMALISE)}, not {normalise}")
         if self.values.ndim != 1:
-            raise Mistake(f"values must be one series (N,), not an array {self.values.shape}")
+            raise UserError(f"values must be one series (N,), not an array {self.values.shape}")
         if len(self.values) < seq_length + (scale is None):
-            raise Mistake(f"{len(self.values)} values are too few for a window of {seq_length}")
+            raise UserError(f"{len(self.values)} values are too few for a window of {seq_length}")
         low = self.values.min()
         high = self.values.max()
         if not abs(low) + abs(high) < 1e100:
-            raise Mistake(f"values must be finite numbers below 1e100, not from {low} to {high}")
+            raise UserError(f"values must be finite numbers below 1e100, not from {low} to {high}")
         if normalise == "relative" and low <= 0:
-            raise Mistake(f"{low:g} is not above zero: train with --normalise difference")
+            raise UserError(f"{low:g} is not above zero: train with --normalise difference")
         if scale is None:
             self.fit(low, high)
 
@@ -113,9 +114,9 @@ class StockDataset(Dataset):
             self.scale = (high - low) / 2
             self.middle = (high + low) / 2
         if self.scale <= 1e-12 * size:
-            raise Mistake(f"values from {low:g} to {high:g} all change alike: nothing to learn")
+            raise UserError(f"values from {low:g} to {high:g} all change alike: nothing to learn")
 
-    def like(self, values):
+    def with_values(self, values):
         """Other values in such windows, with the same scale and middle."""
         return StockDataset(values, self.seq_length, self.normalise, self.scale, self.middle)
 
@@ -129,6 +130,10 @@ class StockDataset(Dataset):
         x = ((rows - centre) / unit).float()
         return x[..., :-1, None], x[..., -1:]
 
+    def __getitems__(self, indices):
+        """A list of items, computed at once: DataLoader asks for the items of a batch by this."""
+        return list(zip(*self[indices]))
+
     def centre_and_unit(self, last):
         """The two numbers of the table for windows that end in the value `last`."""
         if self.normalise == "relative":
@@ -138,38 +143,32 @@ class StockDataset(Dataset):
         return self.middle, self.scale
 
 
-def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise=None):
+def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="auto"):
     """Training, validation and test set in the order of time, by the scale of the training part.
 
     The last test_fraction of the values are the targets of the test set, those before them of the
-    validation set; first windows look back into the part before. Without normalise, it is relative
-    if all values of the training part are above zero, else difference. Raises Mistake where a part
-    would be empty.
+    validation set; first windows look back into the part before. With auto, normalise is relative
+    if all values of the training part are above zero, else difference. Raises UserError where a
+    part would be empty, or have no more than two windows of values to train on.
     """
+    if not 0 <= val_fraction + test_fraction < 1:
+        raise UserError(
+            f"fractions of {val_fraction} and {test_fraction} leave nothing to train on"
+        )
     test_start = len(values) - int(len(values) * test_fraction)
     val_start = test_start - int(len(values) * val_fraction)
-    if not seq_length < val_start < test_start < len(values):
-        raise Mistake(
-            f"{len(values)} values in windows of --seq-length {seq_length}, and fractions "
-            f"of {val_fraction} and {test_fraction}, leave a part without target: take smaller ones"
+    if not 2 * seq_length < val_start < test_start < len(values):
+        raise UserError(
+            f"of {len(values)} values {val_start} would be there to train on, "
+            f"{test_start - val_start} to validate and {len(values) - test_start} to test: more "
+            f"than {2 * seq_length}, 1 and 1 are needed for --seq-length {seq_length}"
         )
-    if normalise is None:
+    if normalise == "auto":
         normalise = "relative" if np.min(values[:val_start]) > 0 else "difference"
     train_set = StockDataset(values[:val_start], seq_length, normalise)
-    val_set = train_set.like(values[val_start - seq_length : test_start])
-    test_set = train_set.like(values[test_start - seq_length :])
+    val_set = train_set.with_values(values[val_start - seq_length : test_start])
+    test_set = train_set.with_values(values[test_start - seq_length :])
     return train_set, val_set, test_set
-
-
-def batches(dataset, batch_size, shuffle=False):
-    """A DataLoader that asks the dataset for whole batches, which is faster than item by item.
-
-    Its sampler gives lists of indices, and so batch_size is None. Only with shuffle are random
-    numbers drawn.
-    """
-    order = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    sampler = BatchSampler(order, batch_size, False)
-    return DataLoader(dataset, batch_size=None, sampler=sampler, generator=torch.Generator())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -184,14 +183,11 @@ class RNN(nn.Module):
         a_t = tanh(Waa a_{t-1} + Wax x_t + ba)        y = Wya a_T + by
 
     The cells gru and lstm have gates. The linear layer starts at zero, so that where the centre is
-    the last value the untrained model is the naive forecast, and training improves on that. Raises
-    Mistake for another cell.
+    the last value the untrained model is the naive forecast, and training improves on that.
     """
 
     def __init__(self, hidden_size=32, cell="rnn"):
         super().__init__()
-        if cell not in CELLS:
-            raise Mistake(f"cell must be one of {', '.join(CELLS)}, not {cell}")
         self.rnn = CELLS[cell](1, hidden_size, batch_first=True)
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
@@ -210,8 +206,8 @@ def train(
     model,
     train_loader,
     val_loader,
-    criterion=None,
-    optimizer=None,
+    criterion,
+    optimizer,
     scheduler=None,
     epochs=100,
     report=None,
@@ -219,66 +215,64 @@ def train(
 ):
     """Minimise a loss; returns {"train_loss": [...], "val_loss": [...]}, a number for each epoch.
 
-    The loaders give batches (x, target). Unless they are given, the loss is the mean squared error,
-    and optimiser and scheduler are those of adamw; a loss of your own must be a mean, too. An
-    optimiser of your own keeps its rate, unless a scheduler of torch comes with it, which is
+    The loaders give batches (x, target), the criterion is a mean over them. A scheduler of torch is
     stepped once an epoch, without a metric. The model ends with the weights whose validation loss
     was lowest, which may be those that it came with.
 
     report(state) is called after every epoch. Such a state, passed back, goes on from there: on the
-    CPU to the same bits, with loaders that draw from torch's own random numbers (the state of a
-    generator of your own is not kept: a resumed run sees another order). A seed set before the
-    model is made repeats everything on the same machine. Raises Mistake for a loss that is not
-    finite.
+    CPU to the same bits, with loaders that draw from torch's own random numbers. A LambdaLR may
+    have another plan then. Raises UserError for a loss that is not finite.
     """
-    criterion = criterion or nn.functional.mse_loss
-    optimizer = optimizer or getattr(scheduler, "optimizer", None)
-    if optimizer is None:
-        optimizer, scheduler = adamw(model, epochs)
-    scheduler = scheduler or ConstantLR(optimizer, 1)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    state = copy.deepcopy(state) or new_state(parts, val_loader, criterion)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    parts = {"model": model, "optimizer": optimizer}
+    if scheduler:
+        parts["scheduler"] = scheduler
+    if state:
+        state = copy.deepcopy(state)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        set_rates(optimizer, scheduler)
+    else:
+        state = new_state(model, val_loader, criterion)
     history = state["history"]
-    for epoch in range(len(history["val_loss"]), epochs):
+    for epoch in range(len(history["val_loss"]) + 1, epochs + 1):
         torch.set_rng_state(state["random"])  # whatever report has drawn, training goes on alike
         train_loss = train_epoch(model, train_loader, criterion, optimizer)
-        scheduler.step()
-        val_loss, _ = evaluate(model, val_loader, criterion)
+        if scheduler:
+            scheduler.step()
+        val_loss = evaluate(model, val_loader, criterion)
         if not math.isfinite(train_loss + val_loss):
-            raise Mistake(f"no finite loss in epoch {epoch + 1}: try a lower learning rate")
+            raise UserError(f"no finite loss in epoch {epoch}: try a lower learning rate")
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
-        state |= snapshot(parts)
+        for name, part in parts.items():
+            state[name] = copy.deepcopy(part.state_dict())
+        state["random"] = torch.get_rng_state()
         if val_loss < state["best_loss"]:
-            state |= {"best": state["model"], "best_loss": val_loss, "best_epoch": epoch + 1}
+            state |= {"best": state["model"], "best_loss": val_loss, "best_epoch": epoch}
         if report:
             report(copy.deepcopy(state))
     model.load_state_dict(state["best"])
     return history
 
 
-def adamw(model, epochs, learning_rate=3e-3):
-    """AdamW, and the scheduler that lets its rate fall by half a cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.1)
-    return optimizer, LambdaLR(
-        optimizer, lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2
-    )
-
-
-def new_state(parts, val_loader, criterion):
+def new_state(model, val_loader, criterion):
     """Where a training starts: the untrained model is the first that may turn out the best."""
-    state = snapshot(parts)
-    val_loss, _ = evaluate(parts["model"], val_loader, criterion)
-    state |= {"best": state["model"], "best_loss": val_loss, "best_epoch": 0}
-    return state | {"history": {"train_loss": [], "val_loss": []}}
+    return {
+        "history": {"train_loss": [], "val_loss": []},
+        "best": copy.deepcopy(model.state_dict()),
+        "best_loss": evaluate(model, val_loader, criterion),
+        "best_epoch": 0,
+        "random": torch.get_rng_state(),
+    }
 
 
-def snapshot(parts):
-    """A copy of the state of model, optimiser and scheduler, and of torch's random numbers."""
-    state = {name: part.state_dict() for name, part in parts.items()}
-    return copy.deepcopy(state | {"random": torch.get_rng_state()})
+def set_rates(optimizer, scheduler):
+    """Give an optimiser that was loaded the rates by the plan of a LambdaLR, which may be new."""
+    if isinstance(scheduler, LambdaLR):
+        for group, first_rate, plan in zip(
+            optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
+        ):
+            group["lr"] = first_rate * plan(scheduler.last_epoch)
 
 
 def train_epoch(model, loader, criterion, optimizer):
@@ -286,34 +280,46 @@ def train_epoch(model, loader, criterion, optimizer):
     model.train()
     total = 0.0
     count = 0
-    for batch in loader:
-        loss, output = loss_and_output(model, batch, criterion)
+    for x, target in loader:
+        loss = loss_of(model, x, target, criterion)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item() * len(output)
-        count += len(output)
+        total += loss.item() * len(target)
+        count += len(target)
     return total / count
 
 
-def loss_and_output(model, batch, criterion):
-    """The loss of a model on a batch (x, target), and its outputs."""
+@torch.no_grad()
+def evaluate(model, loader, criterion):
+    """The mean loss over the batches of a loader, in eval mode."""
+    model.eval()
+    total = 0.0
+    count = 0
+    for x, target in loader:
+        total += loss_of(model, x, target, criterion).item() * len(target)
+        count += len(target)
+    return total / count
+
+
+def loss_of(model, x, target, criterion):
+    """The loss of a model on a batch."""
     device = next(model.parameters()).device
-    x, target = (part.to(device) for part in batch)
-    output = model(x)
+    output = model(x.to(device))
     shape = getattr(output, "shape", type(output).__name__)
     if shape != target.shape:  # torch would broadcast them, and learn something else
-        raise Mistake(f"the model answers {shape}, and must answer a tensor of {target.shape}")
-    return criterion(output, target), output
+        raise UserError(f"the model answers {shape}, and must answer a tensor of {target.shape}")
+    return criterion(output, target.to(device))
 
 
-@torch.no_grad()
-def evaluate(model, loader, criterion=nn.functional.mse_loss):
-    """The mean loss over the batches of a loader, in eval mode, and the outputs in its order."""
-    model.eval()
-    losses, outputs = zip(*(loss_and_output(model, batch, criterion) for batch in loader))
-    loss = np.average([loss.item() for loss in losses], weights=[len(part) for part in outputs])
-    return float(loss), torch.cat(outputs)
+def adamw(model, epochs, learning_rate=3e-3):
+    """AdamW, and the scheduler that lets its rate fall by half a cosine to zero."""
+    if not 0 < learning_rate < math.inf:
+        raise UserError(f"learning_rate must be a positive number, not {learning_rate}")
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.1)
+    return optimizer, LambdaLR(
+        optimizer, lambda epoch: (1 + math.cos(math.pi * epoch / epochs)) / 2
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -339,35 +345,77 @@ def forecast(model, dataset, steps=1):
     return torch.cat(found, dim=1).numpy()
 
 
-def test(model, test_set):
+def test(model, test_set, steps=1):
     """How good a model is on a StockDataset, beside the naive forecast: a dict of figures.
 
-    They are those of `score` and the t of `diebold_mariano`, in the unit of the values, which a
-    DataLoader does not know: for the mean loss on its batches call evaluate(model, loader).
+    They are those of score, in the unit of the values, which a DataLoader does not know: a float
+    each, or for several steps ahead an array (steps,); and t by diebold_mariano, one step ahead.
+    Raises UserError as score does.
     """
-    error, naive = errors_of(model, test_set).values()
-    return score(error, naive) | {"t": diebold_mariano(error, naive)}
+    found = errors_by_step(model, test_set, steps)
+    figures = [score(error, naive) for error, naive, _ in found]
+    error, naive, _ = found[0]
+    t = {"t": diebold_mariano(error, naive)}
+    if steps == 1:
+        return figures[0] | t
+    return {name: np.array([each[name] for each in figures]) for name in figures[0]} | t
 
 
-def errors_of(model, test_set, train_set=None):
-    """Forecast less true value at every target, (N - T,): of the model and of simple forecasts.
+def errors_by_step(model, dataset, steps=1):
+    """True value less forecast 1, 2, ... steps after every window that has a value there: a list.
 
-    These are naive, the last value, and with a training set to fit them to drift and linear. Raises
-    Mistake where the values never move.
+    For each step, arrays of the errors of the model, of the errors of the naive forecast, which is
+    the last value of the window, and of the units of the windows.
     """
+    forecasts = forecast(model, dataset, steps)
+    found = []
+    for step in range(1, steps + 1):
+        true = dataset.values[dataset.seq_length + step - 1 :]
+        last = dataset.values[dataset.seq_length - 1 :][: len(true)]
+        _, unit = dataset.centre_and_unit(last)
+        found.append((true - forecasts[: len(true), step - 1], true - last, unit))
+    return found
+
+
+def intervals(model, val_set, steps=1):
+    """Where 80 % of the errors on the validation set lay, for each step ahead: (steps, 2).
+
+    They are the quantiles 0.1 and 0.9 of the errors in units of their windows, nan where there are
+    fewer than 30: a value is expected from forecast + unit * low to forecast + unit * high.
+    """
+    found = np.full((steps, 2), math.nan)
+    for step, (error, _, unit) in enumerate(errors_by_step(model, val_set, steps)):
+        if len(error) >= 30:
+            found[step] = np.quantile(error / unit, [0.1, 0.9])
+    return found
+
+
+def shares_inside(model, test_set, found):
+    """The share of the values that lay in such intervals, for each step ahead: (steps,)."""
+    shares = np.full(len(found), math.nan)
+    for step, (error, _, unit) in enumerate(errors_by_step(model, test_set, len(found))):
+        low, high = found[step]
+        if low <= high:  # and not nan
+            shares[step] = np.mean((low <= error / unit) & (error / unit <= high))
+    return shares
+
+
+def errors_of(model, test_set, train_set):
+    """True value less forecast at every target, (N - T,), of the model and of simple forecasts.
+
+    These are naive, the last value, and drift and linear, fitted to a training set.
+    """
+    ((error, naive, unit),) = errors_by_step(model, test_set)
     true = test_set.values[test_set.seq_length :]
-    last = test_set.values[test_set.seq_length - 1 : -1]
-    # The last window has no target.
-    errors = {"model": forecast(model, test_set)[:-1, 0] - true, "naive": last - true}
-    if not np.any(errors["naive"] ** 2):
-        raise Mistake("no value to test on differs from the one before: nothing to predict")
-    if train_set:
-        drift, weights = simple_forecasts(train_set)
-        centre, unit = test_set.centre_and_unit(last)
-        output = with_one(test_set[:][0]) @ weights
-        errors["drift"] = errors["naive"] + unit * drift
-        errors["linear"] = centre + unit * output.numpy() - true
-    return errors
+    centre, _ = test_set.centre_and_unit(true - naive)
+    drift, weights = simple_forecasts(train_set)
+    output = with_one(test_set[:][0]) @ weights
+    return {
+        "model": error,
+        "naive": naive,
+        "drift": naive - unit * drift,
+        "linear": true - centre - unit * output.numpy(),
+    }
 
 
 def simple_forecasts(train_set):
@@ -389,13 +437,17 @@ def score(error, naive):
     """Figures of the errors (N,) of a forecast, beside those of the naive forecast.
 
     rmse is in the values' unit, theil_u is rmse / that of the naive, and direction is the share of
-    moves whose sign was forecast (nan for a forecast that sees no move).
+    moves whose sign was forecast (nan for a forecast that sees no move). Raises UserError where no
+    value has moved.
     """
-    right = np.sign(error - naive) == np.sign(-naive)  # the move as it was forecast, and as it was
+    if not np.any(naive**2):
+        raise UserError("no value to test on differs from the last one of its window")
+    forecast_move = naive - error  # the error of the last value is the move itself
+    is_right = np.sign(forecast_move) == np.sign(naive)
     return {
         "rmse": rms(error),
         "theil_u": rms(error) / rms(naive),
-        "direction": float(np.mean(right[naive != 0])) if np.any(error != naive) else math.nan,
+        "direction": float(is_right[naive != 0].mean()) if forecast_move.any() else math.nan,
     }
 
 
@@ -409,15 +461,15 @@ def diebold_mariano(error, other):
 
         d_i = other_i^2 - error_i^2        t = mean(d) / (std(d) / sqrt(N))
 
-    It is 0 where d is always the same; above T_LIMIT the first is better, below -T_LIMIT worse.
+    It is 0 where d is always the same; above T_CRITICAL the first is better, below it worse.
     """
     d = other**2 - error**2
     return float(d.mean() / (d.std(ddof=1) / math.sqrt(len(d)))) if d.std() else 0.0
 
 
 # Student's limit: |t| of 30 values exceeds it by chance in 1 of 20 tests, of more less often.
-T_LIMIT = 2.05
-WORDS = {"naive": "the last value", "drift": "drift", "linear": "the straight line"}
+T_CRITICAL = 2.05
+BASELINES = {"naive": "the last value", "drift": "drift", "linear": "the straight line"}
 
 
 def verdict(errors):
@@ -427,26 +479,31 @@ def verdict(errors):
     """
     if len(errors["model"]) < 30:
         return f"Too few values to tell: {len(errors['model'])}, and 30 are needed."
-    gains = {name: 1 - rms(errors["model"]) / rms(errors[name]) for name in WORDS}
-    t = {name: diebold_mariano(errors["model"], errors[name]) for name in WORDS}
-    left = [name for name in WORDS if t[name] <= T_LIMIT or gains[name] < 0.001]  # not beaten
-    worse = [name for name in WORDS if t[name] < -T_LIMIT and gains[name] <= -0.001]
-    if "naive" in worse:
-        return f"Worse than the last value: its error is {-gains['naive']:.1%} larger."
-    if "naive" in left:
+    size = {name: rms(error) for name, error in errors.items()}
+    t = {name: diebold_mariano(errors["model"], errors[name]) for name in BASELINES}
+    is_worse = {
+        name: t[name] < -T_CRITICAL and size["model"] >= 1.001 * size[name] for name in BASELINES
+    }
+    unbeaten = [
+        name for name in BASELINES if t[name] <= T_CRITICAL or size["model"] > 0.999 * size[name]
+    ]
+    if is_worse["naive"]:
+        loss = size["model"] / size["naive"] - 1
+        return f"Worse than the last value: its error is {loss:.1%} larger."
+    if "naive" in unbeaten:
         return (
             "No evidence that it is better than the last value: "
             "the difference is too small, or chance often makes such a one."
         )
-    if left:
-        hardest = min(left, key=t.get)
-        but = "worse than" if hardest in worse else "not shown to be better than"
-        gain = f"{gains['naive']:.1%} smaller"
-        return f"Better than the last value ({gain}), but {but} {WORDS[hardest]}."
-    best = min(WORDS, key=gains.get)
+    if unbeaten:
+        strongest = min(unbeaten, key=t.get)
+        but = "worse than" if is_worse[strongest] else "not shown to be better than"
+        gain = f"{1 - size['model'] / size['naive']:.1%} smaller"
+        return f"Better than the last value ({gain}), but {but} {BASELINES[strongest]}."
+    strongest = min(BASELINES, key=size.get)
     return (
-        f"Better than all three simple forecasts: "
-        f"its error is {gains[best]:.1%} smaller than that of {WORDS[best]}."
+        f"Better than all three simple forecasts: its error is "
+        f"{1 - size['model'] / size[strongest]:.1%} smaller than that of {BASELINES[strongest]}."
     )
 
 
@@ -454,363 +511,424 @@ def print_errors(errors, title):
     """Print the figures of each forecast of a test, and what they come to."""
     naive = errors["naive"]
     figures = [score(error, naive) for error in errors.values()]
-    t = [diebold_mariano(errors["model"], errors[name]) for name in WORDS]
+    t = [diebold_mariano(errors["model"], errors[name]) for name in BASELINES]
     print(f"\ntest on {len(naive):,} {title}\n")
-    rows = {
-        "": errors,
-        "root mean square error": [f"{f['rmse']:,.6g}" for f in figures],
-        "Theil U, error / naive error": [f"{f['theil_u']:.4f}" for f in figures],
-        "moves with the right sign": [f"{f['direction']:.1%}" for f in figures],
-        "Diebold-Mariano t of model": ["-", *(f"{value:.2f}" for value in t)],
-    }
-    for label, cells in rows.items():
-        print(f"{label:<30}" + "".join(f"{cell.replace('nan%', '-'):>12}" for cell in cells))
-    print(f"\n{verdict(errors)}")
+    print_row("", errors)
+    print_row("root mean square error", [f"{each['rmse']:,.6g}" for each in figures])
+    print_row("Theil U, error / naive error", [f"{each['theil_u']:.4f}" for each in figures])
+    print_row("moves with the right sign", [f"{each['direction']:.1%}" for each in figures])
+    print_row("Diebold-Mariano t of model", ["-", *(f"{value:.2f}" for value in t)])
 
 
-def picture_of(test_set, errors, name, ending):
-    """The forecasts of a test beside the true values: the bytes of a picture, as png, svg or pdf.
+def print_row(label, cells):
+    """Print a row of a table."""
+    print(f"{label:<30}" + "".join(f"{cell.replace('nan%', '-'):>12}" for cell in cells))
 
-    Of the simple forecasts the naive one is drawn, and the one with the smallest error.
+
+def print_steps(model, test_set, val_set, steps):
+    """Print how good a model is at each of several steps ahead."""
+    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
+    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
+    print()
+    print_row("steps ahead", map(str, range(1, steps + 1)))
+    print_row("U at that step", [f"{each:.4f}" for each in theil_u])
+    print_row("inside the 80 % interval", [f"{share:.1%}" for share in shares])
+
+
+def draw_picture(path, settings, test_set, errors):
+    """Write a picture of the forecasts of a test beside the true values, as png, svg or pdf.
+
+    Of the simple forecasts the naive one is drawn, and the one with the smallest error. UserError
+    where matplotlib is missing, or a file is there that the run of the settings has not drawn.
     """
-    from matplotlib.figure import Figure
+    if not path.endswith((".png", ".svg", ".pdf")):
+        raise UserError(f"--plot must end in .png, .svg or .pdf, not {path}")
+    if os.path.lexists(path) and os.path.abspath(path) != settings.plot:
+        raise UserError(f"--plot {path} is there, and no picture of this run: name another")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
 
     true = test_set.values[test_set.seq_length :]
-    sizes = {simple: rms(errors[simple]) for simple in WORDS}
-    hardest = min(sizes, key=sizes.get)
+    size = {simple: rms(errors[simple]) for simple in BASELINES}
+    strongest = min(size, key=size.get)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(true, label="true")
-    axes.plot(true + errors["model"], label="predicted")
-    for simple in dict.fromkeys(["naive", hardest]):
-        axes.plot(true + errors[simple], ":", label=f"{simple}: {WORDS[simple]}")
+    axes.plot(true - errors["model"], label="predicted")
+    for simple in dict.fromkeys(["naive", strongest]):
+        axes.plot(true - errors[simple], ":", label=f"{simple}: {BASELINES[simple]}")
+    name = settings.column.replace("$", r"\$")  # what stands between two would be a formula
     axes.set(xlabel="row of the test part", ylabel=name, xmargin=0)
     axes.legend()
     picture = io.BytesIO()
-    figure.savefig(picture, format=ending)
-    return picture.getvalue()
+    figure.savefig(picture, format=path[-3:])
+    write_whole(path, picture.getvalue(), replace=True)
+    settings.plot = os.path.abspath(path)
 
 
 # --------------------------------------------------------------------------------------------------
 # Files: from a CSV file to an array of values, the oldest first
 
+ORDERS = ["time", "file", "reversed"]
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
-MISSING = {"", "null", "none", "nan", "na", "n/a", "#n/a", "#n/a n/a", "-", ".", "?"}
-NUMBER = re.compile(r"[-+]?[$€£¥]? ?([0-9]+|[1-9][0-9]{0,2}(,[0-9]{3})+)(\.[0-9]*)? ?[$€£¥]?")
-GROUPED = re.compile(r"[-+]?\d{1,3}([.,]\d{3})+")  # 120.760 or 10,074, which have two readings
-DECIMAL_COMMA = re.compile(r"[-+]?\d+,(\d{1,2}|\d{4,}) ?%?")
-SAYS_TIME = re.compile(r"(\b|_)(date|time|month|year)|(date|time|month|year)(\b|_)|unix|_at\b")
-CLOCK = re.compile(r"\d\d?:\d\d.*|\d{6}")
-SURE = ("number", "ISO")  # forms of time that cannot be taken for another
-DAYS = ["%Y-%m-%d", "%m-%d-%Y", "%d-%m-%Y", "%y-%m-%d", "%m-%d-%y", "%d-%m-%y", "%Y%m%d", "%Y-%m"]
-DAYS += ["%d-%b-%Y", "%d-%b-%y", "%b-%d-%Y"]
-CLOCKS = ["", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H%M%S"]
-FORMS = [*SURE, *(day + clock for day in DAYS for clock in CLOCKS)]
+THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}([, '\xa0])\d{3}(\1\d{3})*(\.\d*)?")
+UNCLEAR = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
+DECIMAL_COMMA = re.compile(r"\d,(?!\d{3}\b)\d")
+SAYS_TIME = re.compile(
+    r"(?<![^\W\d_])(date|time|datetime|timestamp|year|quarter|month|week|day|hour|minute|period|"
+    r"unix|epoch|ts|fecha|datum|jahr|monat|año|année)(?![^\W\d_])"
+)
+MONTHS = (  # English, German, Spanish, Italian, Portuguese and French, four letters each
+    "jan feb mar apr may jun jul aug sep oct nov dec jan feb mär apr mai jun jul aug sep okt nov "
+    "dez ene feb mar abr may jun jul ago sep oct nov dic gen feb mar apr mag giu lug ago set ott "
+    "nov dic jan fev mar abr mai jun jul ago set out nov dez jan fév mar avr mai jun jul aoû sep "
+    "oct nov déc "
+)
+MONTH = re.compile(rf"(?<![^\W\d_])({MONTHS.strip().replace(' ', '|')})[^\W\d_]*")
+WHOLE_DATE = re.compile(r"\b((?:19|20)\d\d)(\d\d)(\d\d)\b")  # 20191231
+WHOLE_CLOCK = re.compile(r" (\d\d)(\d\d)(\d\d)$")  # 235900
+BARE_HOUR = re.compile(r"[ -](\d\d?)[ -]?([AaPp][Mm])$")  # 11-PM
+NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
+DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
+AFTER_HOUR = re.compile(  # of 16:30:05.123, 4:30 PM, 04:30:00+02:00
+    r"(\d\d)(?::(\d\d))?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?(?:([-+])(\d\d):?(\d\d)?)?"
+)
 
 
-def load_prices(path, column="open", order="time"):
+def load_prices(path, column="open", order="time", decimal=None):
     """The values in one column of a CSV file: (N,) float64, oldest first.
 
-    A line on stderr tells where the order comes from: a column of times, or the file, which also
-    order="file" takes. Rows without a value are skipped, and of rows with the same time the first
-    is kept, which is told as well. Raises Mistake for a file without such a column, and for
-    whatever could be misread: other characters than numbers have, dates that have two readings,
-    several series in one file.
+    By order="time" the columns of times say whether the rows are taken as they stand or reversed;
+    nothing is sorted. "file" takes them as they stand, "reversed" the last one first. decimal is
+    the decimal sign, "." or ",", where the file leaves it open. How the file was read is told on
+    stderr. Raises UserError for whatever could be misread.
     """
-    if order not in ("time", "file"):
-        raise Mistake(f"order must be time or file, not {order}")
-    values, lines, times = read_rows(path, column.strip(" <>").lower())
-    times = {name: cells for name, cells in times.items() if len(set(cells)) > 1}
-    if order == "file" or not times:
-        print(f"{path}: no times used: in the order of the file", file=sys.stderr)
-        return values
-    name, seconds = read_times(path, times, lines)
-    print(f"{path}: sorted by {name!r}", file=sys.stderr)
-    _, first, place = np.unique(seconds, return_index=True, return_inverse=True)
-    kept = values[first]  # of rows with the same time, the first
-    other = abs(values - kept[place]) > 0.01 * abs(kept[place])
-    again = np.delete(np.arange(len(values)), first)
-    if other.sum() > len(values) / 100 or len(again) > len(values) / 2:
-        at = again[0]
-        raise Mistake(
-            f"{path}: line {lines[at]} has the time of line {lines[first[place[at]]]}: several "
-            f"series in one file, or dates without a time? --order file takes the rows as they are"
-        )
-    tell_rows(path, lines[again], "dropped, whose time is there already")
-    return kept
-
-
-def tell_rows(path, lines, what):
-    """Say on stderr how many rows are left out, and where the first is."""
-    if len(lines):
-        print(f"{path}: rows {what}: {len(lines):,} from line {min(lines)} on", file=sys.stderr)
-
-
-def read_rows(path, column):
-    """The values of a column, the line of each, and the cells of the columns that hold times."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            head = list(islice(file, 50))
-            names, at, above, delimiter = find_header(path, head, column)
-            sample = [[], *csv.reader(head[above:], delimiter=delimiter)]
-            columns = time_columns(names, at, sample[len(sample) // 2])
-            rows = csv.reader(chain(head[above:], file), delimiter=delimiter, strict=True)
-            return collect(path, names, at, columns, rows, above)
+            values, times = read_rows(path, file, column.strip(" <>").lower(), decimal)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise Mistake(
-                f"{path} is no CSV file in UTF-8 (an archive, or an Excel file?): {error}"
+            raise UserError(
+                f"{path} is no CSV file in UTF-8 (a zip or gzip archive, an Excel file?): {error}"
             ) from None
+    if order == "time" and times:
+        order, repeats = find_order(path, values, times)
+        values = np.delete(values, repeats)
+    else:
+        reverse = ", reversed" * (order == "reversed")
+        tell(path, f"no times used: the rows are in the order of the file{reverse}")
+    return values[::-1].copy() if order == "reversed" else values
+
+
+def tell(path, text):
+    """Say something about a file on stderr."""
+    print(f"{path}: {text}", file=sys.stderr)
+
+
+def read_rows(path, file, column, decimal):
+    """The values of a column, and the cells of each column of times by its name."""
+    head = list(islice(file, 50))
+    names, above, delimiter = find_header(path, head, column)
+    at = names.index(column)
+    rows = csv.reader(chain(head[above:], file), delimiter=delimiter, strict=True)
+    values = array("d")  # a list would take four times the memory
+    empty = array("q")
+    times = {}
+    for row in filter(None, rows):
+        if len(row) != len(names):
+            if len(row) > len(names):
+                refuse(path, above + rows.line_num, "has more cells than the header has names")
+            row += [""] * (len(names) - len(row))
+        cell = row[at]
+        value = to_number(cell, decimal)
+        may_be_1403 = not decimal and UNCLEAR.fullmatch(cell)  # 1.403
+        if may_be_1403 and (delimiter == ";" or any(map(DECIMAL_COMMA.search, row))):
+            value = math.inf
+        if math.isinf(value) and row[0] != "Ticker":  # in the second header row of yfinance
+            about = f"has {cell!r:.40}, which is no number like 1403.13, or could be two: --decimal"
+            refuse(path, above + rows.line_num, f"{about} . or --decimal , says which")
+        if not math.isfinite(value):
+            empty.append(above + rows.line_num)
+            continue
+        if not values:
+            times = {place: [] for place in time_columns(names, at, row)}
+        values.append(value)
+        for place, cells in times.items():
+            cells.append(row[place])
+    if not values:
+        raise UserError(f"{path} has no number in column {column!r}")
+    if empty:
+        tell(path, f"rows without a value: {len(empty):,} skipped, from line {empty[0]} on")
+    times = {names[place]: cells for place, cells in times.items() if len(set(cells)) > 1}
+    return np.array(values), times
+
+
+def refuse(path, line, what):
+    """UserError for a line."""
+    raise UserError(f"{path}, line {line} {what}")
 
 
 def find_header(path, head, column):
-    """The column names, the place of the column, the lines down to them, and the delimiter."""
+    """The names above the first number in a column, the lines down to them, and the delimiter."""
+    found = None
     for delimiter in ",;\t":
+        names = []
         rows = csv.reader(head, delimiter=delimiter)
         for row in rows:
-            names = [name.strip(" <>").lower() for name in row]
-            if names.count(column) > 1:
-                raise Mistake(f"{path} names {column!r} twice: see line {rows.line_num}")
-            if column in names:
-                return names, names.index(column), rows.line_num, delimiter
+            if math.isfinite(to_number(dict(zip(names, row)).get(column, ""))):
+                return found
+            row = [name.strip(" <>").lower() for name in row]
+            if row.count(column) > 1:
+                raise UserError(f"{path} names {column!r} twice: see line {rows.line_num}")
+            if column in row:
+                names = row
+                found = names, rows.line_num, delimiter
     first = next(csv.reader(head), [])
-    if len(first) == len(KLINE) and column in KLINE and None not in map(to_number, first):
-        return KLINE, KLINE.index(column), 0, ","  # Binance, without a header
-    raise Mistake(
-        f"{path} has no column {column!r}: name one with --column. One of the first lines must "
-        f"name them, divided by commas, semicolons or tabs; the first is {''.join(head[:1])!r:.80}"
-    )
+    if (
+        len(first) == len(KLINE)
+        and column in KLINE
+        and all(map(math.isfinite, map(to_number, first)))
+    ):
+        return KLINE, 0, ","  # Binance, without a header
+    if not found:
+        raise UserError(
+            f"{path} has no column {column!r}: name one with --column. One of the first 50 lines "
+            f"must name them, divided by commas, semicolons or tabs; "
+            f"the first is {''.join(head[:1])!r:.80}"
+        )
+    return found
 
 
-def time_columns(names, at, row):
-    """The places of the times in a row, by their names: a column, or a date and a time of day.
-
-    They are the columns whose name says so, and those that hold a date in this row.
-    """
-    dates = {}
-    for ix, (name, cell) in enumerate(zip(names, map(str.strip, row + [""] * len(names)))):
-        named = SAYS_TIME.search(name)
-        if ix == at or not (named or to_number(cell) is None):
-            continue
-        if dates and CLOCK.fullmatch(cell):
-            places = next(iter(dates.values()))
-            places[1:] = places[1:] or [ix]  # the first time of day belongs to the first date
-        elif named or any(len(read_column([cell], form)) for form in FORMS):
-            dates[name] = [ix]
-    return dates
-
-
-def collect(path, names, at, columns, rows, above):
-    """The values below the header, the line of each, and its cells in the columns of times."""
-    values = array("d")  # a list would take four times the memory
-    lines = array("q")
-    missing = array("q")
-    times = {name: [] for name in columns}
-    for row in filter(None, rows):
-        line = above + rows.line_num
-        row += [""] * (len(names) - len(row))
-        cell = row[at].strip()
-        value = to_number(cell)
-        if rows.dialect.delimiter != "," and "," in cell and "." not in cell:
-            value = None  # 1,403 may be 1.403 or 1403
-        if not values and (row[0] == "Ticker" or not re.search(r"\d", "".join(row))):
-            continue  # a further header row: yfinance has two
-        if value is None or math.isinf(value):
-            raise Mistake(f"{path}, line {line}: {cell!r:.40} is no number like 1403.13")
-        if len([*filter(None, row)]) > len(names):
-            raise Mistake(f"{path}, line {line} has more cells than the header has names")
-        if math.isnan(value):
-            missing.append(line)
-            continue
-        if GROUPED.fullmatch(cell) and any(map(DECIMAL_COMMA.fullmatch, row)):
-            raise Mistake(f"{path}, line {line}: {cell} is unclear beside decimal commas")
-        values.append(value)
-        lines.append(line)
-        for name, places in columns.items():
-            times[name].append(" ".join([row[ix].strip() for ix in places]))
-    if not values:
-        raise Mistake(f"{path} has no number in column {names[at]!r}")
-    tell_rows(path, missing, "skipped, without a value")
-    return np.array(values), np.array(lines), times
-
-
-def to_number(cell):
-    """A cell as a number, with or without a currency; nan where it is missing, None for others."""
+def to_number(cell, decimal=None):
+    """A cell as a number; nan where it has no digit, inf where it is none, or could be two."""
+    if decimal == ",":
+        cell = cell.replace(".", " ").replace(",", ".")
     try:
         return float(cell)
     except ValueError:
-        pass
-    if cell.strip().lower() in MISSING:
-        return math.nan
-    return float(re.sub("[^-0-9.]", "", cell)) if NUMBER.fullmatch(cell) else None
+        cell = re.sub("[$€£¥]", "", cell).strip()
+    if THOUSANDS.fullmatch(cell):
+        if not decimal and "." not in cell and cell.count(",") == 1:
+            return math.inf  # 1,403 may be 1.403
+        cell = re.sub("[, '\xa0]", "", cell)
+    try:
+        return float(cell)
+    except ValueError:
+        return math.inf if re.search(r"\d", cell) else math.nan
 
 
-def read_times(path, times, lines):
-    """The name of a column of times, and its seconds since 1970, (N,).
+def time_columns(names, at, row):
+    """The places of the columns of times, by their names or by what a row has there."""
+    places = []
+    for place, (name, cell) in enumerate(zip(names, row)):
+        is_number = NUMBER.fullmatch(cell)
+        is_date = not is_number and DATE.match(cell) and any(read_time(cell))
+        since_1970 = is_number and place == 0 and float(cell) > 1e8
+        if place != at and (SAYS_TIME.search(name) or is_date or since_1970):
+            places.append(place)
+    return places
 
-    Columns with more different cells come first. A form of date is right if it puts the rows in
-    order, up or down, or if no other form reads the whole column and its year has four digits.
+
+def find_order(path, values, times):
+    """The order of the rows, "file" or "reversed", and which of them repeat the one before.
+
+    Each column of times is tried alone, and joined to others where none puts the rows in order.
+    All readings that do so must agree.
     """
-    for name, cells in sorted(times.items(), key=lambda item: -len(set(item[1]))):
-        in_order = {}
-        others = []
-        longest = 0
-        for form in FORMS:
-            seconds = read_column(cells, form)
-            longest = max(longest, len(seconds))
-            if len(seconds) < len(cells):
-                continue
-            steps = np.diff(seconds)
-            if (steps >= 0).all() or (steps <= 0).all():
-                in_order[np.argsort(seconds, kind="stable").tobytes()] = seconds
-            elif "%y" not in form and (form != "number" or min(seconds) > 1e8):
-                others.append(seconds)
-            if form in SURE and (in_order or others):
-                break
-        readings = [*in_order.values()] or others
-        if len(readings) == 1:
-            return name, readings[0]
-        at = min(longest, len(cells) - 1)
-        unclear = f"line {lines[at]}: {cells[at]!r:.40} in column {name!r}"
-    raise Mistake(
-        f"{path}, {unclear} can be read as a time in no way, or in two: "
-        f"write times like 2017-10-01 20:00, or take --order file"
+    for count in (1, 2, 3):
+        found = {}
+        for names in permutations(times, count):
+            cells = [" ".join(parts) for parts in zip(*(times[name] for name in names))]
+            for steps in steps_of(cells):
+                repeats = (steps == 0) & (np.diff(values) == 0)
+                twice = np.sum(steps == 0) - np.sum(repeats)
+                rises = np.any(steps > 0)
+                if rises != np.any(steps < 0) and twice <= len(cells) / 100:
+                    order = "file" if rises else "reversed"
+                    found[order] = " ".join(names), cells[:: 1 if rises else -1], twice, repeats
+        if found:
+            break
+    if len(found) == 1:
+        ((order, (name, cells, twice, repeats)),) = found.items()
+        tell(path, f"order of {name!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
+        if repeats.any():
+            tell(path, f"rows with the time and value of the row before: {repeats.sum():,} skipped")
+        if twice:
+            tell(path, f"{twice} rows have the time of the row before: it is there twice")
+        return order, np.flatnonzero(repeats) + 1
+    often, count = Counter(cells).most_common(1)[0]
+    raise UserError(
+        f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or"
+        f" cannot be read ({often!r} is there {count} times: above 1, are there several series in "
+        f"one file?); --order file takes the rows as they stand, --order reversed the last first"
     )
 
 
-def read_column(cells, form):
-    """Seconds since 1970 of each cell, up to the first that has another form."""
-    seconds = array("d")
-    try:
-        for cell in cells:
-            seconds.append(read_time(cell, form))
-    except ValueError:
-        pass
-    return np.array(seconds)
+def steps_of(cells):
+    """Whether times rise (1), fall (-1) or stand still (0), for each reading of them: arrays."""
+    found = []
+    for times in zip(*map(read_time, cells)):
+        if None not in times:
+            steps = [(now > before) - (now < before) for before, now in pairwise(times)]
+            found.append(np.array(steps))
+    return found
 
 
-def read_time(cell, form):
-    """Seconds since 1970 of a cell, in UTC unless it names a zone, or ValueError."""
-    if form == "number":
-        number = float(cell)
-        while 1e11 < abs(number) < math.inf:  # in milliseconds, or smaller still
-            number /= 1000
-        if not abs(number) < 4e9:  # neither seconds nor milliseconds of this century or the last
-            raise ValueError
-        return number
-    if form == "ISO":
-        moment = datetime.fromisoformat(cell.removesuffix("Z").removesuffix(" UTC"))
+def read_time(cell):
+    """A time as a number that rises, read as year-month-day, month-day-year and day-month-year.
+
+    None stands where it cannot be read so.
+    """
+    if ":" not in cell:
+        cell = BARE_HOUR.sub(r" \1:00\2", WHOLE_CLOCK.sub(r" \1:\2:\3", cell))
+    before, colon, after = cell.partition(":")
+    if not colon:
+        return read_date(cell)
+    day = before.rstrip("0123456789")
+    clock = read_clock(before[len(day) :], after)
+    if clock is None:
+        return [None] * 3
+    return [None if time is None else time + clock for time in read_date(day)]
+
+
+@lru_cache(100_000)
+def read_clock(hour, after):
+    """The nanoseconds of a time of day, in UTC where it says how far it is from it."""
+    found = AFTER_HOUR.fullmatch(after.lower().strip())
+    if not found or not hour:
+        return None
+    minute, second, fraction, half, sign, hours, minutes = found.groups("0")
+    hour = int(hour)
+    if half != "0":
+        hour = hour % 12 + 12 * (half == "pm")
+    from_utc = int(hours) * 60 + int(minutes)
+    if sign == "-":
+        from_utc = -from_utc
+    seconds = (hour * 60 + int(minute) - from_utc) * 60 + int(second)
+    return seconds * 10**9 + int(fraction.ljust(9, "0"))
+
+
+@lru_cache(100_000)
+def read_date(text):
+    """A date in each of the three readings; a lone number is a year, or a time since 1970."""
+    text = WHOLE_DATE.sub(r"\1-\2-\3", MONTH.sub(month_number, text.strip().lower()))
+    if NUMBER.fullmatch(text):
+        return [to_nanoseconds(text)] * 3
+    numbers = re.findall(r"\d+", text)
+    if not numbers:
+        return [0] * 3  # a time of day alone
+    hour = 0
+    if len(numbers) == 4:
+        hour = int(numbers.pop())
+    if len(numbers) == 2:  # a year and its month, quarter or week
+        first, second = numbers
+        readings = [(first.zfill(2), second, "0"), (second, first, "0"), (second, first, "0")]
+    elif len(numbers) == 3:
+        first, second, third = numbers
+        readings = [(first, second, third), (third, first, second), (third, second, first)]
     else:
-        date, clock = re.fullmatch(r"(?s)(.*?)( \d\d?:\d\d.*| \d{6}|)", cell).groups()
-        day = "-".join(re.findall(r"\d+|[A-Za-z]+", date))  # 31/01/2020 and Jan 31, 2020
-        moment = datetime.strptime(day + clock, form)
-    return moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp()
+        return [None] * 3
+    days = [day_number(*reading, hour) for reading in readings]
+    if not re.match(r"\D*(\d{4}|\d\d?-)", text):
+        days[0] = None  # a year of two digits stands first only before a dash
+    return days
+
+
+def month_number(found):
+    """A month in words as a number of three digits, which can be neither year nor day."""
+    return f"{MONTHS.index(found[1]) // 4 % 12 + 1:03}"
+
+
+def to_nanoseconds(digits):
+    """A number of seconds since 1970, of thousandths or finer, in one unit; a year as it is."""
+    number = float(digits) if "." in digits else int(digits)
+    while 10**8 < number < 10**17:
+        number *= 1000
+    return number
+
+
+def day_number(year, month, day, hour):
+    """A date as nanoseconds, with months of 100 days; None for what is no date."""
+    if len(year) not in (2, 4) or len(day) == 3 or int(day) > 31 or int(day) and int(month) > 12:
+        return None
+    year = int(year) + (len(year) == 2) * (2000 if int(year) < 70 else 1900)
+    return (((year * 100 + int(month)) * 100 + int(day)) * 24 + hour) * 3600 * 10**9
 
 
 # --------------------------------------------------------------------------------------------------
 # Checkpoint: the settings, the values and the state of a run, in one file
 
-
-def whole(text):
-    """A whole number, from 1 to a billion."""
-    number = int(text) if text.isdecimal() else 0
-    if not 1 <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text:.40}")
-    return number
-
-
-def number(text):
-    """A number from 0 to a million."""
-    value = float(text)
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to a million, not {text}")
-    return value
-
-
-SETTINGS = {  # kind, default, meaning
-    "column": (str, "open", "column of the values in the file"),
-    "order": (str, "time", "of the rows: by a column of times, or file: as they stand"),
-    "normalise": (str, None, "relative, difference or range, see StockDataset; None: by the sign"),
-    "cell": (str, "rnn", "kind of hidden layer: rnn, gru, lstm"),
-    "hidden_size": (whole, 32, "hidden units"),
-    "seq_length": (whole, 20, "values in a window"),
-    "batch_size": (whole, 32, "windows in a batch"),
-    "learning_rate": (number, 3e-3, "first learning rate of AdamW, which falls to 0"),
-    "val_fraction": (number, 0.15, "share of the values to validate"),
-    "test_fraction": (number, 0.15, "share of the values to test"),
-    "epochs": (whole, 100, "passes over the training part"),
-    "seed": (int, 0, "seed of the random numbers"),
-    "device": (str, "cpu", "where torch computes: cpu, cuda, mps"),
-}
+SETTINGS = [
+    "prices",
+    "column",
+    "order",
+    "decimal",
+    "normalise",
+    "cell",
+    "hidden_size",
+    "seq_length",
+    "batch_size",
+    "learning_rate",
+    "val_fraction",
+    "test_fraction",
+    "epochs",
+    "seed",
+    "device",
+    "plot",
+]
 
 
-def save_checkpoint(path, settings, values, state, over=None):
+def save_checkpoint(path, settings, values, state, replace=False):
     """Save a run: its settings, its values and its state; returns the name of the file.
 
-    It is the first free one of path, path-2, path-3, ..., and path itself only where the file that
-    stands there is the one that over marks.
+    It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
-    kept = {name: getattr(settings, name) for name in ("prices", *SETTINGS)}
+    kept = {name: getattr(settings, name) for name in SETTINGS}
     file = io.BytesIO()
     torch.save({"settings": kept, "values": torch.tensor(values), "state": state}, file)
-    return write_whole(path, file.getvalue(), over)
+    return write_whole(path, file.getvalue(), replace)
 
 
 def load_checkpoint(path):
     """A model with the best weights, and the settings, the values and the state of its run.
 
     Before the first epoch the state is None, and the model untrained. Nothing in the file is
-    executed. Raises Mistake for a file that is damaged, of another kind, or with other weights than
-    such a model has.
+    executed. Raises UserError for a file that is damaged or of another kind.
     """
-    settings, values, state = read_checkpoint(path)
-    model = RNN(settings.hidden_size, settings.cell)
-    try:
-        for name in ("model", "best") if state else ():
-            model.load_state_dict(state[name])
-    except RuntimeError as error:
-        raise Mistake(f"{path} is not of this model: {' '.join(str(error).split())}") from None
-    return model, settings, values, state
-
-
-def read_checkpoint(path):
-    """The settings, the values and the state in a file; Mistake for what can be no checkpoint."""
     data = Path(path).read_bytes()
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
             raise ValueError("a checksum is wrong")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        settings = argparse.Namespace(**saved["settings"])
-        if hasattr(settings, "order"):  # else it is of an earlier version
-            for name, (kind, default, _) in SETTINGS.items():
-                value = saved["settings"][name]
-                if value != default and kind(str(value)) != value:
-                    raise ValueError(f"{name} cannot be {value}")
-            if settings.hidden_size**2 > len(data):
-                raise ValueError("its sizes do not fit")
-            return settings, saved["values"].numpy(), saved["state"]
+        if list(saved["settings"]) != SETTINGS:
+            raise ValueError("it is of another version")
     except Exception as error:  # damaged bytes can make torch raise almost anything
-        raise Mistake(f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r}") from error
-    raise Mistake(f"{path} is of an earlier version of stock_rnn.py: train again")
+        raise UserError(
+            f"{path} is damaged, or no checkpoint of stock_rnn.py: {error!r:.150}"
+        ) from error
+    settings = argparse.Namespace(**saved["settings"])
+    model = RNN(settings.hidden_size, settings.cell)
+    if saved["state"]:
+        model.load_state_dict(saved["state"]["best"])
+    return model, settings, saved["values"].numpy(), saved["state"]
 
 
-def write_whole(path, data, over=None):
+def write_whole(path, data, replace=False):
     """Write bytes to a file whole or not at all, and return its name.
 
-    They go to a temporary file beside it, which is then renamed. A link stays a link. The file that
-    stands at path is replaced only if it is the one that over marks; else the first free name of
-    path, path-2, path-3, ... is taken.
+    They go to a temporary file beside it, which is then renamed. Without replace, the first free
+    name of path, path-2, path-3, ... is taken.
     """
-    real = os.path.realpath(path)
-    temporary = f"{real}.{secrets.token_hex(4)}.tmp"
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if over is None or mark_of(path) != over:
-            real = path = free_name(path)
-        os.replace(temporary, real)
+        Path(temporary).write_bytes(data)
+        if not replace:
+            path = free_name(path)
+        elif os.path.exists(path):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
         return path
     except OSError as error:
         error.filename = path  # and not the temporary one
@@ -822,24 +940,14 @@ def write_whole(path, data, over=None):
 def free_name(path):
     """Create the first of path, path-2, path-3, ... that is free, and return its name."""
     stem, ending = os.path.splitext(path)
-    name = path
     number = 1
     while True:
         try:
-            open(name, "xb").close()
-            return name
+            open(path, "xb").close()
+            return path
         except FileExistsError:
             number += 1
-            name = f"{stem}-{number}{ending}"
-
-
-def mark_of(path):
-    """What tells a file from one that takes its place; None where there is none."""
-    try:
-        status = os.stat(path)
-        return status.st_ino, status.st_mtime_ns
-    except FileNotFoundError:
-        return None
+            path = f"{stem}-{number}{ending}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -848,83 +956,84 @@ def mark_of(path):
 DATA = Path(__file__).resolve().parent / "data" / "btcusd_20h.csv"
 
 
-@dataclass
-class Session:
-    """A run on the command line: its settings, its values, and the file that it saves in."""
-
-    settings: argparse.Namespace
-    values: np.ndarray
-    path: str
-    plot: str
-    mark: tuple = None  # of the file at path, once that is of this run
-
-    def learn(self, state=None):
-        """Train, saving after every epoch, and test; returns the exit status."""
-        settings = self.settings
-        train_set, val_set, test_set = parts_of(settings, self.values)
-        check_device(settings.device)
-        torch.manual_seed(settings.seed)
-        model = RNN(settings.hidden_size, settings.cell).to(settings.device)
-        optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
-        loaders = (batches(train_set, settings.batch_size, shuffle=True), batches(val_set, 1024))
-        errors = errors_of(model, test_set, train_set)
-        if self.plot:
-            self.draw(test_set, errors)  # what cannot be tested or written shows before training
-        self.save(state)
-        x, target = val_set[:]
-        self.naive_loss = nn.functional.mse_loss(x[:, -1], target).item()
-        print(
-            f"{Path(settings.prices).name}, {len(self.values):,} values of {settings.column}, "
-            f"{train_set.normalise}, saved in {self.path}\n"
-            f"{len(train_set):,} to train on, {len(val_set):,} to validate, "
-            f"{len(test_set):,} to test\n\n"
-            f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
+def learn(settings, values, path, plot, state=None, replace=False):
+    """Train, saving after every epoch, and test; returns the exit status."""
+    train_set, val_set, test_set = parts_of(settings, values)
+    check_device(settings.device)
+    torch.manual_seed(settings.seed)
+    model = RNN(settings.hidden_size, settings.cell).to(settings.device)
+    optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
+    test(model, test_set)  # what cannot be tested, drawn or written shows before training
+    if plot:
+        draw_picture(plot, settings, test_set, errors_of(model, test_set, train_set))
+    path = save_checkpoint(path, settings, values, state, replace)
+    naive_loss = print_heading(path, settings, train_set, val_set, test_set)
+    if state and len(state["history"]["val_loss"]) == settings.epochs:
+        print(f"the run has ended at epoch {settings.epochs}")
+    try:
+        train(
+            model,
+            DataLoader(train_set, settings.batch_size, shuffle=True),
+            DataLoader(val_set, 1024),
+            nn.MSELoss(),
+            optimizer,
+            scheduler,
+            settings.epochs,
+            partial(save_and_report, path, settings, values, naive_loss),
+            state,
         )
-        try:
-            train(model, *loaders, None, optimizer, scheduler, settings.epochs, self.report, state)
-        except KeyboardInterrupt:
-            print(f"\nstopped; to go on:  {command_line('resume', self.path)}")
-            return 130
-        errors = errors_of(model, test_set, train_set)
-        if self.plot:
-            self.draw(test_set, errors)
-        epoch = self.state["best_epoch"]
-        why = " (untrained: no epoch was better on the validation part)" * (epoch == 0)
-        print_errors(errors, f"values never seen, by the weights of epoch {epoch}{why}")
-        if os.path.isfile(settings.prices):  # a pipe cannot be read again
-            print(f"\nfor the next value:\n{command_line('predict', self.path, settings.prices)}")
-        return 0
+    except KeyboardInterrupt:
+        print(f"\nstopped: all up to the last epoch is saved in {path}")
+        print(f"to go on:  {command_line('resume', path)}")
+        return 130
+    print_result(path, plot, naive_loss)
+    return 0
 
-    def save(self, state):
-        """Write the checkpoint, in a free name if another program has written there."""
-        path = save_checkpoint(self.path, self.settings, self.values, state, self.mark)
-        if self.mark and path != self.path:
-            print(f"{self.path} was changed by another program: going on in {path}")
-        self.path = path
-        self.mark = mark_of(path) or "taken away at once"
-        self.state = state
 
-    def report(self, state):
-        """Save after every epoch, and print about a dozen rows in all."""
-        self.save(state)
-        train_loss, val_loss = (losses[-1] for losses in state["history"].values())
-        epoch = len(state["history"]["val_loss"])
-        epochs = self.settings.epochs
-        if epoch == epochs or epoch % math.ceil(epochs / 12) == 0:
-            share = val_loss / (self.naive_loss or math.nan)
-            print(f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{share:>15.4f}", flush=True)
+def save_and_report(path, settings, values, naive_loss, state):
+    """Save after every epoch, and print about a dozen rows in all."""
+    save_checkpoint(path, settings, values, state, replace=True)
+    train_losses, val_losses = state["history"].values()
+    epoch = len(val_losses)
+    if epoch == settings.epochs or epoch % math.ceil(settings.epochs / 12) == 0:
+        print_epoch(epoch, train_losses[-1], val_losses[-1], naive_loss)
 
-    def draw(self, test_set, errors):
-        """Write the picture of the test."""
-        if os.path.realpath(self.plot) in map(os.path.realpath, (self.settings.prices, self.path)):
-            raise Mistake(f"--plot {self.plot} is a file of this run: name another")
-        if not self.plot.endswith((".png", ".svg", ".pdf")):
-            raise Mistake(f"--plot must end in .png, .svg or .pdf, not {self.plot}")
-        try:
-            picture = picture_of(test_set, errors, self.settings.column, self.plot[-3:])
-        except ImportError as error:
-            raise Mistake(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
-        write_whole(self.plot, picture, over=mark_of(self.plot))
+
+def print_heading(path, settings, train_set, val_set, test_set):
+    """Print what is trained on what, and the head of the rows; returns the loss of naive."""
+    print(
+        f"{Path(settings.prices).name}, {settings.column}, {train_set.normalise}, saved in {path}\n"
+        f"{len(train_set):,} to train on, {len(val_set):,} to validate, "
+        f"{len(test_set):,} to test\n\n"
+        f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
+    )
+    x, target = val_set[:]
+    return nn.functional.mse_loss(x[:, -1], target).item()
+
+
+def print_epoch(epoch, train_loss, val_loss, naive_loss, remark=""):
+    """Print the row of an epoch."""
+    share = val_loss / (naive_loss or math.nan)
+    row = f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{share:>15.4f}"
+    print(row.replace("nan", "  -") + remark, flush=True)
+
+
+def print_result(path, plot, naive_loss):
+    """Print and draw how well the weights of the best epoch do on the test part."""
+    model, settings, values, state = load_checkpoint(path)
+    train_set, val_set, test_set = parts_of(settings, values)
+    epoch = state["best_epoch"]
+    train_loss = state["history"]["train_loss"][epoch - 1] if epoch else math.nan
+    print_epoch(epoch, train_loss, state["best_loss"], naive_loss, "  used: the lowest")
+    errors = errors_of(model, test_set, train_set)
+    if plot:
+        draw_picture(plot, settings, test_set, errors)
+    untrained = " (untrained)" * (epoch == 0)
+    print_errors(errors, f"values never seen, by the weights of epoch {epoch}{untrained}")
+    print_steps(model, test_set, val_set, 1)
+    print(f"\n{verdict(errors)}")
+    if os.path.isfile(settings.prices):  # a pipe cannot be read again
+        print(f"\nfor the next value:\n{command_line('predict', path, settings.prices)}")
 
 
 def parts_of(settings, values):
@@ -939,93 +1048,157 @@ def parts_of(settings, values):
 
 
 def check_device(device):
-    """Mistake for a device that torch does not have here."""
+    """UserError for a device that torch does not have here."""
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise Mistake(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
+def command_line(*words):
+    """A command of this script as one types it."""
+    return shlex.join(["python", sys.argv[0], *words])
 
 
 def train_command(args):
     """Start a new run on a file of values, in a checkpoint of its own."""
     if args.prices == str(DATA) and not DATA.exists():
-        raise Mistake("give a CSV file: python stock_rnn.py train my.csv")
-    return Session(
-        args, load_prices(args.prices, args.column, args.order), args.checkpoint, args.plot
-    ).learn()
+        raise UserError("give a CSV file: python stock_rnn.py train my.csv")
+    values = load_prices(args.prices, args.column, args.order, args.decimal)
+    plot = args.plot
+    args.plot = ""  # none has been drawn yet
+    return learn(args, values, args.checkpoint, plot)
 
 
 def resume_command(args):
-    """Go on with the run of a checkpoint, exactly as if it had not been stopped."""
+    """Go on with the run of a checkpoint as if it had not been stopped, or to more epochs."""
     path = args.checkpoint
-    mark = mark_of(path)
+    if os.path.islink(path):
+        path = os.path.realpath(path)
     _, settings, values, state = load_checkpoint(path)
     settings.device = args.device or settings.device
     settings.epochs = args.epochs or settings.epochs
     done = len(state["history"]["val_loss"]) if state else 0
     if settings.epochs < done:
-        raise Mistake(f"the run is at epoch {done}: {args.epochs} is too few")
-    return Session(settings, values, path, args.plot, mark).learn(state)
-
-
-def command_line(command, *paths):
-    """A command as one types it."""
-    paths = [f"./{path}" if path.startswith("-") else path for path in paths]  # no flags
-    return f"python {shlex.join([sys.argv[0], command, *paths])}"
-
-
-def loaded(args):
-    """A model, its training set, all values that it has seen, and the values of a file."""
-    model, settings, values, _ = load_checkpoint(args.checkpoint)
-    train_set, _, test_set = parts_of(settings, values)
-    found = load_prices(args.prices, args.column or settings.column, args.order or settings.order)
-    return model, train_set, values[: len(values) - len(test_set)], found
+        raise UserError(f"the run is at epoch {done}: {settings.epochs} is too few")
+    return learn(settings, values, path, args.plot, state, replace=True)
 
 
 def test_command(args):
     """Test a model on all values of a file that it was not trained on."""
-    model, train_set, seen, found = loaded(args)
-    if found.tobytes() in seen.tobytes():
-        raise Mistake("the model was trained on all of these values")
-    # 10 values, as fewer could be alike by chance; where values repeat, as in the file trained on.
-    for end in sorted(range(10, len(found)), key=lambda end: abs(end - len(seen))):
-        if found[end - 1] == seen[-1] and np.array_equal(found[:end][-len(seen) :], seen[-end:]):
-            print(f"the model has seen the first {end:,} values: the rest is the test")
-            found = found[max(0, end - train_set.seq_length) :]
-            break
-    print_errors(errors_of(model, train_set.like(found), train_set), "values")
+    model, settings, values, found = loaded(args)
+    train_set, val_set, test_set = parts_of(settings, values)
+    found = after(values[: len(values) - len(test_set)], found, settings.seq_length)
+    test_set = train_set.with_values(found)
+    errors = errors_of(model, test_set, train_set)
+    print_errors(errors, "values of this file")
+    print_steps(model, test_set, val_set, args.steps)
+    print(f"\n{verdict(errors)}")
 
 
 def predict_command(args):
-    """Print the values that a model expects after the last row of a file, one a line."""
-    model, train_set, _, values = loaded(args)
-    window = train_set.like(values[-train_set.seq_length :])
-    for value in forecast(model, window, args.steps)[-1]:
-        print(np.format_float_positional(value, precision=10, fractional=False, trim="-"))
+    """Print the values after the last row of a file, one a line, with low and high."""
+    model, settings, values, found = loaded(args)
+    train_set, val_set, _ = parts_of(settings, values)
+    window = train_set.with_values(found[-settings.seq_length :])
+    _, unit = window.centre_and_unit(found[-1])
+    print("value, low and high: 80 % of the validation errors lay between", file=sys.stderr)
+    forecasts = forecast(model, window, args.steps)[-1]
+    for value, (low, high) in zip(forecasts, intervals(model, val_set, args.steps)):
+        print(plain(value), plain(value + unit * low), plain(value + unit * high))
 
 
-def add_arguments(train, resume, test, predict):
-    """The arguments of the commands."""
+def plain(value):
+    """A number in plain digits, ten of them at most."""
+    return np.format_float_positional(value, precision=10, fractional=False, trim="-")
+
+
+def loaded(args):
+    """A model, its settings and its values, and the values of a file."""
+    model, settings, values, _ = load_checkpoint(args.checkpoint)
+    column = args.column or settings.column
+    order = args.order or settings.order
+    decimal = args.decimal or settings.decimal
+    return model, settings, values, load_prices(args.prices, column, order, decimal)
+
+
+def after(seen, found, seq_length):
+    """Of the values in a file what follows the seen ones, with a window before it, or all.
+
+    The seen ones end where the last of them stand, a window of them, and 10 at least; where they
+    stand several times, as near as can be to their place among the seen.
+    """
+    if found.tobytes() in seen.tobytes():
+        raise UserError("the model was trained on all of these values")
+    end = seen[-max(seq_length, 10) :]
+    if len(found) < len(end):
+        return found
+    windows = np.lib.stride_tricks.sliding_window_view(found, len(end))
+    places = np.flatnonzero((windows == end).all(axis=1)) + len(end)
+    if len(places) == 0:
+        return found
+    start = places[np.abs(places - len(seen)).argmin()]
+    print(
+        f"the first {start:,} values end where those that the model has seen do: the rest is tested"
+    )
+    return found[start - seq_length :]
+
+
+def positive(text, least=1):
+    """A whole number, from least to a billion."""
+    number = int(text) if text.isdecimal() else -1
+    if not least <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
+    return number
+
+
+non_negative = partial(positive, least=0)
+
+
+def add_train(train):
+    """The arguments of the command train."""
     train.set_defaults(run=train_command)
-    train.add_argument("prices", nargs="?", default=str(DATA), help="CSV file")
-    for name, (kind, default, meaning) in SETTINGS.items():
-        flag = f"--{name.replace('_', '-')}"
-        train.add_argument(flag, type=kind, default=default, help=f"{meaning} ({default})")
-    train.add_argument("--checkpoint", default="stock_rnn.pt", help="or NAME-2.pt, and so on")
+    add = train.add_argument
+    add("prices", nargs="?", default=str(DATA), help="CSV file")
+    add("--normalise", default="auto", choices=["auto", *NORMALISE], help="see StockDataset (auto)")
+    add("--cell", default="rnn", choices=CELLS, help="kind of hidden layer (rnn)")
+    add("--hidden-size", type=positive, default=32, help="hidden units (32)")
+    add("--seq-length", type=positive, default=20, help="values in a window (20)")
+    add("--batch-size", type=positive, default=32, help="windows in a batch (32)")
+    add("--learning-rate", type=float, default=3e-3, help="AdamW's, falls to 0 (0.003)")
+    add("--val-fraction", type=float, default=0.15, help="share of the values (0.15)")
+    add("--test-fraction", type=float, default=0.15, help="share of the values (0.15)")
+    add("--epochs", type=positive, default=100, help="passes over the training part (100)")
+    add("--seed", type=non_negative, default=0, help="of the random numbers (0)")
+    add("--device", default="cpu", help="where torch computes: cpu, cuda, mps (cpu)")
+    add("--checkpoint", default="stock_rnn.pt", help="file to save in, or NAME-2.pt, and so on")
+    add("--plot", help="file for a picture of the test; needs matplotlib")
+    add_reading(train, column="open", order="time")
+
+
+def add_reading(command, column=None, order=None):
+    """The arguments that say how a file is read, by default as in training."""
+    as_before = "as in training"
+    add = command.add_argument
+    add("--column", default=column, help=f"column of the values ({column or as_before})")
+    add("--order", default=order, choices=ORDERS, help=f"of the rows ({order or as_before})")
+    add("--decimal", choices=[".", ","], help="the decimal sign, where it is not certain")
+
+
+def add_others(resume, test, predict):
+    """The arguments of the other commands."""
     resume.set_defaults(run=resume_command)
-    resume.add_argument("--epochs", type=whole, help="epochs in all")
-    resume.add_argument("--device", help="where torch computes (as before)")
-    for command in (train, resume):
-        command.add_argument("--plot", help="file for a picture of the test; needs matplotlib")
     test.set_defaults(run=test_command)
     predict.set_defaults(run=predict_command)
-    predict.add_argument("--steps", type=whole, default=1, help="values ahead (1)")
     for command in (resume, test, predict):
         command.add_argument("checkpoint", help="file that train has saved")
+    resume.add_argument("--epochs", type=positive, help="epochs in all")
+    resume.add_argument("--device", help="where torch computes (as before)")
+    resume.add_argument("--plot", help="file for a picture, as in train")
     for command in (test, predict):
         command.add_argument("prices", help="CSV file")
-        command.add_argument("--column", help="column of the values (as in training)")
-        command.add_argument("--order", help="of the rows: time or file (as in training)")
+        command.add_argument("--steps", type=positive, default=1, help="values ahead (1)")
+        add_reading(command)
 
 
 def parse(argv):
@@ -1033,8 +1206,8 @@ def parse(argv):
     meaning = "Next-value prediction with a recurrent network in torch."
     parser = argparse.ArgumentParser(prog="stock_rnn.py", description=meaning)
     commands = parser.add_subparsers(title="commands")
-    add_arguments(
-        commands.add_parser("train", help="learn from values (also without a command)"),
+    add_train(commands.add_parser("train", help="learn from values (also without a command)"))
+    add_others(
         commands.add_parser("resume", help="go on with a run that was stopped, in its own file"),
         commands.add_parser("test", help="measure how well a model predicts other values"),
         commands.add_parser("predict", help="print the values after the last row"),
@@ -1055,7 +1228,7 @@ def main(argv):
         if "llocate" not in str(error):  # torch has no class of its own for a full memory
             raise
         message = "out of memory"
-    except (Mistake, OSError, MemoryError) as error:
+    except (UserError, OSError, MemoryError) as error:
         message = str(error) or "out of memory"
     print(f"stock_rnn.py: error: {message}", file=sys.stderr)
     return 2
