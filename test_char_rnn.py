@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT-0
 """What char_rnn.py promises, each test one claim:  python -m unittest test_char_rnn
 
-python test_char_rnn.py --speed  prints its training speed beside torch, where that is installed.
+python test_char_rnn.py --speed            prints its training speed beside torch, if installed.
+python test_char_rnn.py --look inside.png  prints and draws README's "A look inside".
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import pickle
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -1654,14 +1656,213 @@ class TestReadme(InFolder):
     def test_python_snippets_about_char_rnn_run_and_print_what_stands_below_them(self):
         readme = (HERE / "README.md").read_text(encoding="utf-8")
         found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", readme, re.DOTALL)
-        snippets = [(code, printed) for code, printed in found if "char_rnn" in code]
-        self.assertTrue(any(printed for _, printed in snippets))
+        alone = [part for part in found if "char_rnn" in part[0] and part not in snippets()]
+        self.assertTrue(alone)
         self.write("char_rnn.py", Path(SCRIPT).read_bytes())
         Path("data").symlink_to(HERE / "data")
-        for code, printed in snippets:
+        for code, printed in alone:
             status, out, err = self.real(code, script=("-c",))
             self.assertEqual((status, err), (0, ""))
             self.assertIn(printed, (out, ""))
+
+
+class TestLook(InFolder):
+    """README's "A look inside" on a small float64 network, against plain loops over one text."""
+
+    def setUp(self):
+        super().setUp()
+        text = SHORT[:2500] + "0123456789" * 50  # an end unlike the rest: the best come early
+        reader = self.reader(text, 8, 4, val_fraction=0.3)
+        self.rnn = RNN(16, reader.vocab_size, 8, dtype=np.float64)
+        self.rnn.Wax /= 10  # so that something is left of the gradients after 16 steps
+        run = self.rnn.train(reader, max_iters=600, report=silent)
+        self.assertLess(run.best_iteration, 600)
+        save_checkpoint("char_rnn.npz", self.rnn, run, reader)
+        self.rnn.use(run.best)
+        self.text = text[-900:]
+        self.ids = [reader.chars.index(char) for char in self.text]
+        self.pieces = [self.ids[i : i + 40] for i in range(0, 880, 40)]
+
+    def looked(self):
+        """What the snippets define, and what each of them prints."""
+        names = {}
+        printed = []
+        for code, _ in snippets():
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(code, names)
+            printed.append(out.getvalue())
+        return names, printed
+
+    def step(self, a, ix):
+        """The next state and, before its tanh, n, of one sequence."""
+        n = self.rnn.Waa @ a + self.rnn.Wax[:, ix] + self.rnn.ba
+        return np.tanh(n), n
+
+    def predicted(self, ids):
+        """The probabilities of what comes after a sequence."""
+        a = np.zeros(16)
+        for ix in ids:
+            a, _ = self.step(a, ix)
+        exp = np.exp(self.rnn.Wya @ a + self.rnn.by)
+        return exp / exp.sum()
+
+    def test_the_snippets_take_the_best_weights_and_the_held_out_text(self):
+        names, _ = self.looked()
+        np.testing.assert_equal(names["rnn"].parameters(), self.rnn.parameters())
+        np.testing.assert_array_equal(names["ids"].T, self.pieces)
+        self.assertEqual("".join(names["text"]), self.text)
+
+    def test_forgetting_is_the_divergence_after_one_character_is_changed(self):
+        names, printed = self.looked()
+        pairs = re.findall(r"(\d+): (\S+)", printed[0])
+        self.assertEqual([int(k) for k, _ in pairs], [0, 1, 2, 3, 5, 8, 12, 20])
+        for k, shown in pairs:
+            place = 39 - int(k)
+            nats = 0
+            for b, piece in enumerate(self.pieces):
+                changed = [*piece]
+                changed[place] = self.pieces[b - 1][place]
+                for p, q in zip(self.predicted(piece), self.predicted(changed)):
+                    nats += p * math.log(p / q)
+            found = names["forgetting"](names["rnn"], names["ids"], int(k))
+            self.assertAlmostEqual(found, nats / len(self.pieces), places=12)
+            self.assertEqual(shown, f"{found:.4f}")
+
+    def test_forgetting_serves_a_network_with_another_state(self):
+        names, _ = self.looked()
+        lstm = LSTM(6, self.rnn.vocab_size, 8, dtype=np.float64)
+        pieces = np.array(self.pieces).T
+        changed = pieces.copy()
+        changed[-3] = [row[-3] for row in (self.pieces[-1], *self.pieces[:-1])]
+        p, q = (lstm.forward(ids, np.zeros((22, 12)))[1][-1] for ids in (pieces, changed))
+        found = names["forgetting"](lstm, names["ids"], 2)
+        self.assertAlmostEqual(found, (p * np.log(p / q)).sum() / 22, places=12)
+
+    def loss_with(self, piece, place, unit, more):
+        """The loss of the last character of a piece, with more in n of one unit at one place."""
+        a = np.zeros(16)
+        for i, ix in enumerate(piece[:-1]):
+            a, n = self.step(a, ix)
+            if i == place:
+                a = np.tanh(n + more * np.eye(16)[unit])
+        exp = np.exp(self.rnn.Wya @ a + self.rnn.by)
+        return -math.log(exp[piece[-1]] / exp.sum())
+
+    def size_back(self, k):
+        """The mean size of dL/dn, k steps before the last, by central differences."""
+        total = 0
+        for piece in self.pieces:
+            squares = 0
+            for unit in range(16):
+                plus, minus = (self.loss_with(piece, 38 - k, unit, e) for e in (1e-5, -1e-5))
+                squares += ((plus - minus) / 2e-5) ** 2
+            total += math.sqrt(squares)
+        return total / len(self.pieces)
+
+    def test_backwards_is_the_size_of_central_differences_of_one_loss(self):
+        names, printed = self.looked()
+        found = names["backwards"](names["rnn"], names["ids"])
+        self.assertEqual(len(found), 39)
+        last = self.size_back(0)
+        for k in (0, 1, 3, 8):
+            self.assertAlmostEqual(found[k] / (self.size_back(k) / last), 1, places=6)
+        new = RNN(16, self.rnn.vocab_size, 8)
+        for network, line in zip((names["rnn"], new), printed[1].splitlines(), strict=True):
+            expected = names["backwards"](network, names["ids"])
+            self.assertEqual(line.split(), [str(expected[k].round(3)) for k in (1, 3, 8, 16)])
+
+    def test_backwards_shows_gradients_that_grow_as_well(self):
+        names, _ = self.looked()
+        self.rnn.Wax /= 10
+        self.rnn.Waa *= 2
+        found = names["backwards"](self.rnn, names["ids"])
+        sizes = [self.size_back(k) for k in (0, 2)]
+        self.assertAlmostEqual(found[2] / (sizes[1] / sizes[0]), 1, places=6)
+        self.assertGreater(found[2], 1.1)
+
+    def test_the_best_unit_is_the_one_with_the_largest_correlation_of_either_sign(self):
+        names, printed = self.looked()
+        a = np.zeros(16)
+        states = []
+        for ix in self.ids:
+            a, _ = self.step(a, ix)
+            states.append(a)
+        letters, capitals, quoted = [], [], []
+        for i, char in enumerate(self.text):
+            before = self.text[: i + 1]
+            letters.append(len(re.search(r"[A-Za-z]*\Z", before)[0]))
+            capitals.append("A" <= char <= "Z")
+            quoted.append(before.count('"') % 2)
+        lines = [line.split() for line in printed[2].splitlines()]
+        for (_, unit, _, r), values in zip(lines, (letters, capitals, quoted), strict=True):
+            found = [statistics.correlation(unit, values) for unit in zip(*states)]
+            self.assertEqual(abs(found[int(unit)]), max(map(abs, found)))
+            self.assertAlmostEqual(found[int(unit)], float(r), delta=0.00501)
+
+    def test_what_stands_below_the_snippets_has_the_form_of_what_they_print(self):
+        _, printed = self.looked()
+        for (_, below), out in zip(snippets(), printed, strict=True):
+            forms = [re.sub(r"-?[\d.]+", "#", text).split() for text in (below, out)]
+            self.assertEqual(*forms)
+
+    def test_look_prints_the_snippets_and_what_a_gru_of_as_many_iterations_forgets(self):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            look()
+        names, printed = self.looked()
+        self.assertTrue(out.getvalue().startswith("\n".join(printed)))
+        reader = names["reader"]
+        gru = GRU(16, reader.vocab_size, 8)
+        run = gru.train(reader, max_iters=600, report=silent)
+        self.assertLess(run.best_iteration, 600)
+        gru.use(run.best)
+        pairs = re.findall(r"(\d+): (\S+)", out.getvalue().splitlines()[-1])
+        self.assertEqual(len(pairs), 8)
+        for k, shown in pairs:
+            nats = names["forgetting"](gru, names["ids"], int(k))
+            self.assertEqual(shown, f"{nats:.4f}")
+
+    def test_look_without_a_checkpoint_or_matplotlib_says_so_in_a_line(self):
+        told = self.assertRaisesRegex(SystemExit, "pip install matplotlib")
+        with mock.patch.dict(globals(), {"find_spec": lambda name: None}), told:
+            look("inside.png")
+        with (
+            mock.patch.dict(globals(), {"find_spec": lambda name: True}),
+            self.assertRaisesRegex(SystemExit, "text.txt is there: name another file"),
+        ):
+            look("text.txt")
+        Path("char_rnn.npz").unlink()
+        with self.assertRaisesRegex(SystemExit, "there is no char_rnn.npz here"):
+            look()
+
+    @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
+    def test_the_picture_shows_what_the_functions_give(self):
+        from matplotlib.figure import Figure
+
+        names, _ = self.looked()
+        gru = GRU(16, self.rnn.vocab_size, 8)
+        spy = {"autospec": True, "side_effect": Figure.savefig}
+        with mock.patch.object(Figure, "savefig", **spy) as save:
+            picture("inside.png", gru, **names)
+        self.assertEqual(Path("inside.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        left, right, strip = save.call_args.args[0].axes
+        curves = {line.get_label(): line.get_ydata() for line in (*left.lines, *right.lines)}
+        rnn, ids = names["rnn"], names["ids"]
+        for network, label in ((rnn, "trained"), (RNN(16, rnn.vocab_size, 8), "not trained")):
+            expected = names["backwards"](network, ids)[:21]
+            np.testing.assert_array_equal(curves[label], expected)
+        for network, label in ((rnn, "this RNN"), (gru, "a GRU")):
+            expected = [names["forgetting"](network, ids, k) for k in range(21)]
+            np.testing.assert_array_equal(curves[label], expected)
+        shown = "".join(text.get_text() for text in strip.texts)
+        self.assertEqual(shown, self.text[:80].replace("\n", "¶"))
+        unit = int(self.looked()[1][2].split()[1])
+        self.assertIn(f"unit {unit} ", strip.get_title())
+        state = np.zeros(16)
+        for ix, value in zip(self.ids, strip.images[0].get_array()[0]):
+            state, _ = self.step(state, ix)
+            self.assertAlmostEqual(value, state[unit], places=12)
 
 
 class Ours:
@@ -1711,5 +1912,82 @@ def rate(peer, H, seconds, inputs, targets):
     return done / (time.perf_counter() - started)
 
 
+def snippets():
+    """The Python of README's section "A look inside", each part with what stands below it."""
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    _, section = readme.split("\n## A look inside\n")
+    section, *_ = section.split("\n## ")
+    return re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", section, re.DOTALL)
+
+
+def look(path=None):
+    """Run README's "A look inside" on char_rnn.npz, then on a GRU, and draw both in a picture."""
+    if not Path("char_rnn.npz").exists():
+        sys.exit("there is no char_rnn.npz here: run python char_rnn.py first")
+    if path and not find_spec("matplotlib"):
+        sys.exit("a picture needs matplotlib: pip install matplotlib")
+    if path and Path(path).exists():
+        sys.exit(f"{path} is there: name another file")
+    names = {}
+    for code, _ in snippets():
+        exec(code, names)
+        print(flush=True)
+    rnn = names["rnn"]
+    reader = names["reader"]
+    iterations = names["run"].iteration
+    print(f"a GRU learns for {iterations:,} iterations: a minute or two", flush=True)
+    gru = GRU(rnn.hidden_size, rnn.vocab_size, rnn.seq_length)
+    run = gru.train(reader, max_iters=iterations, report=silent)
+    gru.use(run.best)
+    print(f"validation loss {gru.evaluate(reader.val_ids):.4f}; it forgets")
+    for k in (0, 1, 2, 3, 5, 8, 12, 20):
+        nats = names["forgetting"](gru, names["ids"], k)
+        print(f"{k}: {nats:.4f}", end=" ", flush=True)
+    print()
+    if path:
+        picture(path, gru, **names)
+
+
+def picture(path, gru, rnn, ids, forgetting, backwards, text, a, letters, **others):
+    """Forgetting and vanishing over the steps back, and a text in the colours of a unit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    top, strip = figure.subfigures(2, height_ratios=(6, 1))
+    left, right = top.subplots(1, 2)
+    for network, label in ((rnn, "this RNN"), (gru, "a GRU")):
+        nats = [forgetting(network, ids, k) for k in range(21)]
+        left.plot(nats, "o-", markersize=3, label=label)
+    left.set_title("how much one character still matters")
+    left.set_ylabel("change of the prediction (nats)")
+    new = RNN(rnn.hidden_size, rnn.vocab_size, rnn.seq_length)
+    for network, label in ((rnn, "trained"), (new, "not trained")):
+        sizes = backwards(network, ids)[:21]
+        right.plot(sizes, "o-", markersize=3, label=label)
+    right.set_title("how much of the gradient is left")
+    right.set_ylabel("size of dL/dn, last step: 1")
+    for axes in (left, right):
+        axes.set_xlabel("steps back")
+        axes.set_yscale("log")
+        axes.set_ylim(1e-4)
+        axes.legend()
+    r = [np.corrcoef(unit, letters[1:])[0, 1] for unit in a[1:].T]
+    unit = np.argmax(np.abs(r))
+    axes = strip.subplots()
+    axes.set_title(f"unit {unit} after each character: blue is -1, red is 1", fontsize="medium")
+    axes.set_axis_off()
+    colours = {"cmap": "coolwarm", "vmin": -1, "vmax": 1, "alpha": 0.5}
+    axes.imshow([a[1:81, unit]], aspect="auto", **colours)
+    for i, char in enumerate(text[:80]):
+        shown = char.replace("\n", "¶")
+        axes.text(i, 0, shown, family="monospace", ha="center", va="center")
+    figure.savefig(path)
+
+
 if __name__ == "__main__":
-    speed() if "--speed" in sys.argv else unittest.main()
+    if "--speed" in sys.argv:
+        speed()
+    elif "--look" in sys.argv:
+        look(*sys.argv[2:])
+    else:
+        unittest.main()
