@@ -167,6 +167,11 @@ def encode(text, chars):
     return indices_of(code_points(text), chars)
 
 
+def encode_known(text, chars):
+    """A text as indices into chars, without the characters that are not among them."""
+    return encode("".join(char for char in text if char in chars), chars)
+
+
 def side_by_side(ids, streams):
     """Inputs and targets, (steps, streams): equal stretches of a text, each in a column.
 
@@ -445,8 +450,12 @@ class RNN:
         return list(islice(self.draw([seed_ix], a_prev, temperature, seed), n))
 
     def predict(self, reader, start, n, temperature=TEMPERATURE, seed=None):
-        """The text start and n new characters; UserError for one that is not in reader.chars."""
-        ids = encode(start, reader.chars)
+        """The text start, or none, and n new characters.
+
+        Without a start it is begun as after a newline. Raises UserError for a character of start
+        that is not in reader.chars.
+        """
+        ids = encode(start or start_char(reader.chars), reader.chars)
         drawn = self.draw(ids, np.zeros(self.state_size), temperature, seed)
         return start + "".join(reader.chars[ix] for ix in islice(drawn, n))
 
@@ -637,7 +646,7 @@ def print_progress(rnn, reader, run):
             print(HEADER)
         losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}"
         numbers = f"{iteration:>9,}{losses}{left:>7,.0f}".replace("nan", "  -")
-        text = rnn.predict(reader, start_char(reader.chars), 40, seed=0)
+        text = rnn.predict(reader, "", 40, seed=0)
         print(f"{numbers}  {' '.join(text.split())}", flush=True)
     elif sys.stdout.isatty() and run.iteration % 10 == 0:
         line = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}  {left:,.0f} s left"
@@ -683,7 +692,7 @@ def save_checkpoint(path, rnn, run, reader, replace=False):
     It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
     settings = {name: getattr(rnn, name) for name in SETTINGS}
-    about = [settings, asdict(run), asdict(reader)]
+    about = {"rnn": settings, "reader": asdict(reader), "run": asdict(run)}
     arrays = {}
     for name, w in rnn.parameters().items():
         arrays[name] = np.stack([w, run.best[name], run.m[name], run.v[name]])
@@ -706,7 +715,7 @@ def load_checkpoint(path, model=RNN):
         if loaded.zip.testzip():  # dict would not see a changed shape
             raise ValueError("a checksum is wrong")
         arrays = dict(loaded)
-        settings, of_run, of_reader = json.loads(str(arrays.pop("about")))
+        settings, of_reader, of_run = json.loads(str(arrays.pop("about"))).values()
     except Exception as error:  # damaged bytes can raise almost anything
         raise UserError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
     rnn = model(**settings)
@@ -734,9 +743,6 @@ def write_whole(path, data, replace=True):
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
         return path
-    except OSError as error:
-        error.filename = path  # and not the temporary one
-        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -766,11 +772,9 @@ def newest():
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = Path(__file__).resolve().parent / "data/fables.txt"
-
 
 def learn(rnn, reader, run, path, plot, replace=False):
-    """Train until the end or Ctrl-C, saving at every row; the exit status of Ctrl-C is 130."""
+    """Train until the end or Ctrl-C, saving at every row."""
 
     def save(replace=True):
         if plot:
@@ -790,8 +794,9 @@ def learn(rnn, reader, run, path, plot, replace=False):
     except KeyboardInterrupt:
         print(f"\nstopped: all up to the last row is saved in {path}")
         if os.path.isfile(reader.path):  # a pipe cannot be read again
-            print(f"to go on:  {command_line('resume', path)}")
-        return 130
+            command = shlex.join(["python", sys.argv[0], "resume", path])
+            print(f"to go on:  {command}")
+        raise
 
 
 def print_heading(path, rnn, reader, run):
@@ -817,7 +822,7 @@ def print_result(path, rnn, reader, run):
     rnn.use(run.best)
     nats = run.smooth_loss
     to_beat = run.guessing
-    command = ["sample", path]
+    command = ["python", sys.argv[0], "sample", path]
     if len(reader.val_ids):
         val_ids = reader.val_ids[:1_000_000]
         nats = rnn.evaluate(val_ids)
@@ -836,8 +841,8 @@ def print_result(path, rnn, reader, run):
     if nats >= to_beat:
         print(NOTHING_LEARNED)
         command.append("--last")
-    text = rnn.predict(reader, start_char(reader.chars), 300, seed=0)
-    print(f"{text}\n\nfor more text:\n{command_line(*command)}")
+    text = rnn.predict(reader, "", 300, seed=0)
+    print(f"\n{text}\n\nfor more text:\n{shlex.join(command)}")
 
 
 NOTHING_LEARNED = """
@@ -845,11 +850,6 @@ That is no better than guessing, or counting pairs of characters: nothing was le
 for another text. Try --shuffle-lines if the end of the text is unlike the rest, a lower or a higher
 --learning-rate, more --max-iters, or more text; check_gradients if the code was changed.
 """
-
-
-def command_line(*words):
-    """A command of this script as one types it."""
-    return shlex.join(["python", sys.argv[0], *words])
 
 
 def train_command(args):
@@ -878,7 +878,7 @@ def train_command(args):
         threshold=args.threshold,
         eval_interval=args.eval_interval,
     )
-    return learn(rnn, reader, run, args.checkpoint, args.plot)
+    learn(rnn, reader, run, args.checkpoint, args.plot)
 
 
 def resume_command(args):
@@ -890,7 +890,7 @@ def resume_command(args):
     about.path = args.text or about.path
     reader = DataReader(**vars(about))
     run.max_iters = args.max_iters or run.max_iters
-    return learn(rnn, reader, run, path, args.plot, replace=True)
+    learn(rnn, reader, run, path, args.plot, replace=True)
 
 
 def trained(args):
@@ -904,8 +904,7 @@ def trained(args):
 def sample_command(args):
     """Print new text as it is drawn: so many characters after a start, or so many lines."""
     rnn, about = trained(args)
-    start = start_char(about.chars) + args.start
-    ids = encode(start, about.chars)
+    ids = encode(start_char(about.chars) + args.start, about.chars)
     end = "\n" if args.lines else ""
     rng = np.random.default_rng(args.seed)
     for _ in range(args.lines or 1):
@@ -940,11 +939,6 @@ def test_command(args):
     )
 
 
-def encode_known(text, chars):
-    """A text as indices into chars, without the characters that are not among them."""
-    return encode("".join(char for char in text if char in chars), chars)
-
-
 def score_lines(rnn, chars, text):
     """Print each line of a text after its loss and how many of its characters were never seen."""
     print("nats per character, characters never seen and left out, line", file=sys.stderr)
@@ -952,7 +946,7 @@ def score_lines(rnn, chars, text):
         ids = encode_known(start_char(chars) + line, chars)
         nats = f"{rnn.evaluate(ids):.3f}" if len(ids) > 1 else "-"
         line = line.rstrip("\n")
-        unseen = len(line) - len(encode_known(line, chars))
+        unseen = sum(char not in chars for char in line)
         print(f"{nats:>7}{unseen:>5}  {line}")
 
 
@@ -972,7 +966,8 @@ def add_train(commands):
     train = commands.add_parser("train", help="learn from a text (also without a command)")
     train.set_defaults(run=train_command)
     add = train.add_argument
-    add("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
+    fables = Path(__file__).resolve().parent / "data/fables.txt"
+    add("text", nargs="?", default=fables, help="UTF-8 text; - is standard input")
     size = train.add_mutually_exclusive_group()
     size.add_argument("--hidden-size", type=positive, default=256, help="hidden units (256)")
     size.add_argument("--init-from", help="checkpoint whose weights and characters to start from")
@@ -992,8 +987,10 @@ def add_train(commands):
 
 def parse(argv):
     """The arguments of the command line; a command that is left out is train."""
-    meaning = "A character-level recurrent neural network, from scratch in NumPy."
-    parser = argparse.ArgumentParser(prog="char_rnn.py", description=meaning)
+    parser = argparse.ArgumentParser(
+        prog="char_rnn.py",
+        description="A character-level recurrent neural network, from scratch in NumPy",
+    )
     commands = parser.add_subparsers(title="commands")
     add_train(commands)
 
@@ -1033,7 +1030,7 @@ def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
     try:
         args = parse(argv)
-        return args.run(args)
+        args.run(args)
     except KeyboardInterrupt:
         return 130
     except (UserError, OSError, MemoryError) as error:
