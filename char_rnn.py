@@ -96,8 +96,9 @@ class DataReader:
         self.chars = self.chars or distinct_chars(points)
         self.vocab_size = len(self.chars)
         if self.vocab_size < 2 or len(text) <= self.batch_size:
-            least = self.batch_size + 1
-            raise UserError(f"{self.path} needs {least} characters or more, 2 of them distinct")
+            raise UserError(
+                f"{self.path} needs more than {self.batch_size} characters, 2 of them distinct"
+            )
 
         ids = indices_of(points, self.chars)
         end = len(ids) - int(len(ids) * self.val_fraction)
@@ -659,7 +660,8 @@ def draw_picture(path, run):
     UserError for a file that is there and that the run has not drawn itself, for an ending that
     matplotlib does not know, and where matplotlib is missing.
     """
-    if os.path.lexists(path) and os.path.abspath(path) != run.plot:
+    full_name = os.path.abspath(path)
+    if os.path.lexists(path) and full_name != run.plot:
         raise UserError(f"--plot {path} is there, and no picture of this run: name another")
     picture = io.BytesIO()
     try:
@@ -676,7 +678,7 @@ def draw_picture(path, run):
     except (ImportError, ValueError) as error:
         raise UserError(f"--plot needs matplotlib (pip install matplotlib): {error}") from error
     write_whole(path, picture.getvalue())
-    run.plot = os.path.abspath(path)
+    run.plot = full_name
 
 
 # --------------------------------------------------------------------------------------------------
@@ -691,8 +693,11 @@ def save_checkpoint(path, rnn, run, reader, replace=False):
 
     It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
-    settings = {name: getattr(rnn, name) for name in SETTINGS}
-    about = {"rnn": settings, "reader": asdict(reader), "run": asdict(run)}
+    about = {
+        "rnn": {name: getattr(rnn, name) for name in SETTINGS},
+        "reader": asdict(reader),
+        "run": asdict(run),
+    }
     arrays = {}
     for name, w in rnn.parameters().items():
         arrays[name] = np.stack([w, run.best[name], run.m[name], run.v[name]])
@@ -840,7 +845,7 @@ def print_result(path, rnn, reader, run):
             print("\nWhat is held out is unlike the rest of the text: try --shuffle-lines.")
     if nats >= to_beat:
         print(NOTHING_LEARNED)
-        command.append("--last")
+        command += ["--last"]
     text = rnn.predict(reader, "", 300, seed=0)
     print(f"\n{text}\n\nfor more text:\n{shlex.join(command)}")
 
@@ -950,15 +955,18 @@ def score_lines(rnn, chars, text):
         print(f"{nats:>7}{unseen:>5}  {line}")
 
 
-def positive(text, least=1):
-    """A whole number, from least on."""
-    number = int(text) if text.isdecimal() else -1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
-    return number
+def positive_int(text):
+    """A whole number from 1 on; argparse makes one line of the ValueError."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
-non_negative = partial(positive, least=0)
+def non_negative_int(text):
+    """A whole number from 0 on."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
 
 
 def add_train(commands):
@@ -969,18 +977,18 @@ def add_train(commands):
     fables = Path(__file__).resolve().parent / "data/fables.txt"
     add("text", nargs="?", default=fables, help="UTF-8 text; - is standard input")
     size = train.add_mutually_exclusive_group()
-    size.add_argument("--hidden-size", type=positive, default=256, help="hidden units (256)")
+    size.add_argument("--hidden-size", type=positive_int, default=256, help="hidden units (256)")
     size.add_argument("--init-from", help="checkpoint whose weights and characters to start from")
-    add("--seq-length", type=positive, default=32, help="steps of backpropagation (32)")
-    add("--batch-size", type=positive, default=16, help="streams of text read side by side (16)")
+    add("--seq-length", type=positive_int, default=32, help="steps of backpropagation (32)")
+    add("--batch-size", type=positive_int, default=16, help="streams, read side by side (16)")
     add("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule (adam)")
     add("--learning-rate", type=float, help="its peak, after the warm-up (the optimiser's own)")
-    add("--max-iters", type=positive, default=2500, help="iterations, one update each (2500)")
+    add("--max-iters", type=positive_int, default=2500, help="iterations, one update each (2500)")
     add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0: never)")
-    add("--eval-interval", type=positive, default=500, help="iterations from row to row (500)")
+    add("--eval-interval", type=positive_int, default=500, help="iterations from row to row (500)")
     add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
     add("--shuffle-lines", action="store_true", help="in another order first: for lists of names")
-    add("--seed", type=non_negative, default=0, help="of the random numbers (0)")
+    add("--seed", type=non_negative_int, default=0, help="of the random numbers (0)")
     add("--checkpoint", default="char_rnn.npz", help="file to save in, or NAME-2.npz, and so on")
     add("--plot", help="file for a picture of the losses; needs matplotlib")
 
@@ -999,7 +1007,7 @@ def parse(argv):
     add = resume.add_argument
     add("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
     add("text", nargs="?", help="its text, if it is elsewhere now")
-    add("--max-iters", type=positive, help="in all; past the end the rate rises")
+    add("--max-iters", type=positive_int, help="in all; past the end the rate rises")
     add("--plot", help="file for a picture, as in train")
 
     sample = commands.add_parser("sample", help="write text with a trained model")
@@ -1007,10 +1015,10 @@ def parse(argv):
     add = sample.add_argument
     add("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
     add("--start", default="", help="text to go on from")
-    add("--length", type=non_negative, default=400, help="characters to draw (400)")
-    add("--lines", type=positive, help="so many lines, each of --length at most")
+    add("--length", type=non_negative_int, default=400, help="characters to draw (400)")
+    add("--lines", type=positive_int, help="so many lines, each of --length at most")
     add("--temperature", type=float, default=TEMPERATURE, help="lower is tamer (0.7)")
-    add("--seed", type=non_negative, help="of the random numbers (another each time)")
+    add("--seed", type=non_negative_int, help="of the random numbers (another each time)")
     add("--last", action="store_true", help="the last weights, not the best")
 
     test = commands.add_parser("test", help="measure how well a model predicts a text")

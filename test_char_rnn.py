@@ -867,7 +867,7 @@ class TestText(InFolder):
     def test_a_text_that_is_too_short_or_has_one_character_is_refused(self):
         self.assertEqual(len(self.reader("abc", 5, 2).inputs), 1)
         for text, streams in (("ab", 2), ("aaaa", 1), ("", 1)):
-            with self.assertRaisesRegex(UserError, f"needs {streams + 1} characters or more, 2"):
+            with self.assertRaisesRegex(UserError, f"needs more than {streams} characters, 2"):
                 self.reader(text, 5, streams)
 
     def test_shuffled_lines_are_the_same_lines_in_an_order_that_is_always_the_same(self):
@@ -1545,16 +1545,16 @@ class TestCommandLine(InFolder):
         for saying, *commands in (
             ("none.txt", "train none.txt", "sample none.txt", "resume none.txt", "none.txt"),
             ("directory", "train .", "sample ."),
-            ("needs 17 characters or more", "train one.txt", f"train {os.devnull}"),
+            ("needs more than 16 characters, 2", "train one.txt", f"train {os.devnull}"),
             ("nothing to predict", "test char_rnn.npz one.txt"),
             ("latin.txt is not UTF-8 text: perhaps it is UTF-16 or cp1252", "train latin.txt"),
             ("byte 0xfc in position 16", "train latin.txt"),
             ("wide.txt is not UTF-8 text: perhaps", "train wide.txt"),
             ("(it has zero bytes)", "train narrow.txt"),
-            ("whole number from 1 on", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
-            ("whole number from 1 on", "--eval-interval=0", "--batch-size=0"),
-            ("whole number from 1 on", "sample --lines=0", "resume --max-iters=0"),
-            ("whole number from 0 on", "--seed=-1", "sample --length=-1", "sample --seed=x"),
+            ("invalid positive_int value", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
+            ("invalid positive_int value", "--eval-interval=0", "--batch-size=0"),
+            ("invalid positive_int value", "sample --lines=0", "resume --max-iters=0"),
+            ("invalid non_negative_int", "--seed=-1", "sample --length=-1", "sample --seed=x"),
             ("argument", "--optimizer=rmsprop", "--hiden-size=3", "resume --seed=1"),
             ("llocate", "--hidden-size=1000000000"),
             ("nowhere", f"{small} --checkpoint=nowhere/char_rnn.npz"),
