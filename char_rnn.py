@@ -701,8 +701,8 @@ def save_checkpoint(path, rnn, run, reader, replace=False):
     arrays = {}
     for name, w in rnn.parameters().items():
         arrays[name] = np.stack([w, run.best[name], run.m[name], run.v[name]])
-    file = io.BytesIO()
     text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
+    file = io.BytesIO()
     np.savez(file, about=text, a_prev=run.a_prev, **arrays)
     return write_whole(path, file.getvalue(), replace)
 
@@ -806,7 +806,7 @@ def learn(rnn, reader, run, path, plot, replace=False):
 
 def print_heading(path, rnn, reader, run):
     """Print what is trained on what, how often it will be read, and where the run stands."""
-    size = sum(w.size for w in rnn.parameters().values())
+    size = sum(w.size for w in run.best.values())
     print(
         f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters\n"
         f"{len(reader.train_ids):,} characters to train on, read "
