@@ -101,6 +101,8 @@ class DataReader:
             )
 
         ids = indices_of(points, self.chars)
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction is at least 0 and less than 1, not {self.val_fraction}")
         end = len(ids) - int(len(ids) * self.val_fraction)
         if end <= self.batch_size or len(ids) - end < 2:
             end = len(ids)  # one of both parts were too short
@@ -360,12 +362,17 @@ class RNN:
         }
 
     def update(self, grads, run, scale=1.0):
-        """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5]."""
+        """One step of the optimiser at learning_rate * scale; gradients are clipped to [-5, 5].
+
+        Raises UserError for a gradient that has not the shape of its parameter.
+        """
         run.iteration += 1
         rule, _ = OPTIMIZERS[self.optimizer]
         rate = self.learning_rate * scale
         for name, w in self.parameters().items():
             g = np.asarray(grads[name], self.dtype).clip(-5, 5)  # against exploding gradients
+            if g.shape != w.shape:
+                raise UserError(f"the gradient of {name} has shape {g.shape}, not {w.shape}")
             step, run.m[name], run.v[name] = rule(g, run.m[name], run.v[name], run.iteration, rate)
             w -= step  # in place: this changes self.Wax and so on
 
@@ -748,6 +755,9 @@ def write_whole(path, data, replace=True):
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
         return path
+    except OSError as error:
+        error.filename = path  # and not the temporary one
+        raise
     finally:
         Path(temporary).unlink(missing_ok=True)
 

@@ -514,6 +514,13 @@ class TestMathematics(InFolder):
                 step, _, _ = rule(np.zeros(2), np.zeros(2), np.zeros(2), 1, 0.1)
             self.assertEqual(step.tolist(), [0, 0])
 
+    def test_update_refuses_a_gradient_of_another_shape_by_its_name(self):
+        rnn, inputs, targets, a_prev = self.problem()
+        grads = rnn.backward(inputs, *rnn.forward(inputs, a_prev), targets)
+        for name, wrong in (("ba", 0.5), ("ba", np.float64(0.5)), ("Wax", grads["Wax"].T)):
+            with self.assertRaisesRegex(UserError, f"gradient of {name} has shape "):
+                rnn.update(grads | {name: wrong}, Run(rnn))
+
     def test_moments_of_a_new_run_are_zeros_of_their_own(self):
         rnn = RNN(4, 3, 2, 0.1)
         run = Run(rnn)
@@ -996,7 +1003,7 @@ class TestSystem(InFolder):
             for args in (self.flags, ["resume", "char_rnn.npz", "--max-iters=9000"]):
                 status, out, err = self.real(how, *args, script=["narrow.py"], env=env)
                 self.assertEqual((status, out), (2, ""))
-                self.assertRegex(err, rf"\Achar_rnn.py: error: .*{said}.*\n\Z")
+                self.assertRegex(err, rf"\Achar_rnn.py: error: .*{said}: 'char_rnn.npz'\n\Z")
             os.chmod(".", 0o755)
             self.assertEqual(self.files(), {**before, "narrow.py": NARROW.encode()})
 
@@ -1555,6 +1562,7 @@ class TestCommandLine(InFolder):
             ("invalid positive_int value", "--eval-interval=0", "--batch-size=0"),
             ("invalid positive_int value", "sample --lines=0", "resume --max-iters=0"),
             ("invalid non_negative_int", "--seed=-1", "sample --length=-1", "sample --seed=x"),
+            ("val_fraction is", "--val-fraction=1", "--val-fraction=10", "--val-fraction=nan"),
             ("argument", "--optimizer=rmsprop", "--hiden-size=3", "resume --seed=1"),
             ("llocate", "--hidden-size=1000000000"),
             ("nowhere", f"{small} --checkpoint=nowhere/char_rnn.npz"),
