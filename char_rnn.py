@@ -34,12 +34,12 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
 import zlib
 from collections import Counter, defaultdict
 from copy import deepcopy
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, asdict, dataclass, field
 from functools import partial
+from glob import glob
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,11 +96,18 @@ class DataReader:
         self.chars = self.chars or distinct_chars(points)
         self.vocab_size = len(self.chars)
         if self.vocab_size < 2 or len(text) <= self.batch_size:
-            least = self.batch_size + 1
-            raise UserError(f"{self.path} needs {least} characters or more, 2 of them distinct")
+            raise UserError(
+                f"{self.path} needs more than {self.batch_size} characters, 2 of them distinct"
+            )
 
         ids = indices_of(points, self.chars)
-        self.train_ids, self.val_ids = hold_out(ids, self.val_fraction, self.batch_size)
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction is at least 0 and less than 1, not {self.val_fraction}")
+        end = len(ids) - int(len(ids) * self.val_fraction)
+        if end <= self.batch_size or len(ids) - end < 2:
+            end = len(ids)  # one of both parts were too short
+        self.train_ids = ids[:end]
+        self.val_ids = ids[end:]
         self.inputs, self.targets = side_by_side(self.train_ids, self.batch_size)
         self.batches = math.ceil(len(self.inputs) / self.seq_length)  # in a pass over the text
         self.batch = 0  # the next one; before batch 0 the hidden state is zero
@@ -113,19 +120,18 @@ class DataReader:
         return self.inputs[steps].astype(np.intp), self.targets[steps].astype(np.intp)
 
 
-REMEDY = "perhaps it is UTF-16 or cp1252, and iconv -f UTF-16 -t UTF-8 makes UTF-8 of it"
-
-
 def read_text(path):
     """The text of a UTF-8 file, without a byte-order mark, its line ends made newlines."""
     try:
         with open(0 if path == "-" else path, encoding="utf-8-sig") as file:  # 0: standard input
             text = file.read()
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} is not UTF-8 text (see line {line}): {REMEDY}") from None
-    if "\0" in text:
-        raise UserError(f"{path} has zero bytes, as no UTF-8 text has: {REMEDY}")
+        if "\0" in text:
+            raise ValueError("it has zero bytes")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: perhaps it is UTF-16 or cp1252, and iconv -f UTF-16 -t "
+            f"UTF-8 makes UTF-8 of it ({error})"
+        ) from None
     return text
 
 
@@ -152,7 +158,7 @@ def indices_of(points, chars):
     """The index into chars of each code point; UserError names those that chars has not."""
     unknown = len(chars)
     index = np.full(sys.maxunicode + 1, unknown, np.min_scalar_type(unknown))  # by code point
-    index[[ord(char) for char in chars]] = np.arange(len(chars))
+    index[[ord(char) for char in chars]] = np.arange(unknown)
     ids = index[points]
     if ids.max(initial=0) == unknown:
         raise UserError(f"the model never saw {names_of(distinct_chars(points[ids == unknown]))}")
@@ -164,14 +170,9 @@ def encode(text, chars):
     return indices_of(code_points(text), chars)
 
 
-def hold_out(ids, val_fraction, batch_size):
-    """The part of a text to train on, and its end, held out unless one of both were too short."""
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction must be at least 0 and less than 1, not {val_fraction}")
-    end = len(ids) - int(len(ids) * val_fraction)
-    if end <= batch_size or len(ids) - end < 2:
-        end = len(ids)
-    return ids[:end], ids[end:]
+def encode_known(text, chars):
+    """A text as indices into chars, without the characters that are not among them."""
+    return encode("".join(char for char in text if char in chars), chars)
 
 
 def side_by_side(ids, streams):
@@ -221,7 +222,6 @@ class RNN:
     by (V,). Where its training stands is kept in a Run. Without a learning rate it takes the one
     of its optimiser in OPTIMIZERS. seq_length is kept for the record: batches are as long as the
     reader makes them. Take dtype=np.float64 to check gradients.
-    Raises UserError for a learning rate that cannot be, and KeyError for another optimiser.
     """
 
     def __init__(
@@ -234,11 +234,8 @@ class RNN:
         seed=0,
         dtype=np.float32,
     ):
-        _, own_rate = OPTIMIZERS[optimizer]
         if learning_rate is None:
-            learning_rate = own_rate
-        if not 0 < learning_rate < math.inf:
-            raise UserError(f"learning_rate must be a positive number, not {learning_rate}")
+            _, learning_rate = OPTIMIZERS[optimizer]
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.seq_length = seq_length
@@ -373,10 +370,9 @@ class RNN:
         rule, _ = OPTIMIZERS[self.optimizer]
         rate = self.learning_rate * scale
         for name, w in self.parameters().items():
-            g = np.asarray(grads[name], self.dtype)
+            g = np.asarray(grads[name], self.dtype).clip(-5, 5)  # against exploding gradients
             if g.shape != w.shape:
                 raise UserError(f"the gradient of {name} has shape {g.shape}, not {w.shape}")
-            g = g.clip(-5, 5)  # against exploding gradients
             step, run.m[name], run.v[name] = rule(g, run.m[name], run.v[name], run.iteration, rate)
             w -= step  # in place: this changes self.Wax and so on
 
@@ -388,10 +384,13 @@ class RNN:
         weights that are there. Both ends are the run's own unless they are given. It validates at
         iterations 0, 100, 250, every run.eval_interval and the last. It calls report(run) at 0 and
         after every iteration; by default that prints the rows. The network ends with the weights
-        that it reached: rnn.use(run.best) takes the best. Raises UserError as loss and set_end do.
+        that it reached: rnn.use(run.best) takes the best. Raises UserError as loss does.
         """
         run = run or Run(self)
-        run.set_end(max_iters, threshold)
+        if max_iters is not None:
+            run.max_iters = max_iters
+        if threshold is not None:
+            run.threshold = threshold
         report = report or partial(print_progress, self, reader)
         reader.batch = run.iteration % reader.batches  # the next one, where the run stands
         started = time.perf_counter() - run.seconds
@@ -441,10 +440,8 @@ class RNN:
 
         Each new index is drawn from softmax(z_t / temperature) and is the next input. A temperature
         under 1 makes likely characters likelier; 0 always takes the likeliest. Raises UserError for
-        a temperature below 0, and for weights that have diverged.
+        weights that have diverged.
         """
-        if not 0 <= temperature < math.inf:
-            raise UserError(f"temperature must be a number from 0 on, not {temperature}")
         rng = np.random.default_rng(seed)
         while True:
             a, _ = self.forward(ids, a_prev)
@@ -460,15 +457,15 @@ class RNN:
         """A list of n indices that follow seed_ix; a seed gives the same ones each time."""
         return list(islice(self.draw([seed_ix], a_prev, temperature, seed), n))
 
-    def write(self, reader, start, temperature=TEMPERATURE, seed=None):
-        """Generate characters without end after a start; UserError for one not in reader.chars."""
-        ids = encode(start, reader.chars)
-        for ix in self.draw(ids, np.zeros(self.state_size), temperature, seed):
-            yield reader.chars[ix]
-
     def predict(self, reader, start, n, temperature=TEMPERATURE, seed=None):
-        """The text start and n new characters, as write generates them."""
-        return start + "".join(islice(self.write(reader, start, temperature, seed), n))
+        """The text start, or none, and n new characters.
+
+        Without a start it is begun as after a newline. Raises UserError for a character of start
+        that is not in reader.chars.
+        """
+        ids = encode(start or start_char(reader.chars), reader.chars)
+        drawn = self.draw(ids, np.zeros(self.state_size), temperature, seed)
+        return start + "".join(reader.chars[ix] for ix in islice(drawn, n))
 
 
 def streams_in(ids):
@@ -501,29 +498,27 @@ def check_gradients(rnn, inputs, targets, change=1e-5):
     a_prev = np.random.default_rng(0).standard_normal(shape)
     a, y_pred = rnn.forward(inputs, a_prev)
     grads = rnn.backward(inputs, a, y_pred, targets)
-    if grads.keys() != rnn.parameters().keys():
-        names = sorted(grads.keys() ^ rnn.parameters().keys())
-        raise UserError(f"in one of parameters() and backward() only: {', '.join(names)}")
+    if odd := grads.keys() ^ rnn.parameters().keys():
+        raise UserError(f"in one of parameters() and backward() only: {', '.join(sorted(odd))}")
+
+    def loss():
+        _, y_pred = rnn.forward(inputs, a_prev)
+        return rnn.loss(y_pred, targets)
+
     differences = {}
     for name, w in rnn.parameters().items():
         measured = np.zeros_like(w)
         for place in np.ndindex(w.shape):
             value = w[place]
             w[place] = value + change
-            plus = loss_of_batch(rnn, inputs, a_prev, targets)
+            plus = loss()
             w[place] = value - change
-            minus = loss_of_batch(rnn, inputs, a_prev, targets)
+            minus = loss()
             measured[place] = (plus - minus) / (2 * change)
             w[place] = value
         largest = max(np.abs(measured).max(), change)  # in case all of them are 0
         differences[name] = float(np.abs(grads[name] - measured).max() / largest)
     return differences
-
-
-def loss_of_batch(rnn, inputs, a_prev, targets):
-    """L, by a forward pass."""
-    _, y_pred = rnn.forward(inputs, a_prev)
-    return rnn.loss(y_pred, targets)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -592,32 +587,16 @@ class Run:
 
     def __post_init__(self, rnn):
         self.guessing = math.log(rnn.vocab_size)  # the loss of V characters that are equally likely
-        if self.smooth_loss is None:
-            self.smooth_loss = self.guessing
+        self.smooth_loss = self.smooth_loss or self.guessing
         self.best = deepcopy(rnn.parameters())
         self.m = {name: np.zeros_like(w) for name, w in self.best.items()}  # of the optimiser
         self.v = deepcopy(self.m)
         self.a_prev = np.zeros(0)  # (B, H), the state before the next batch; none has been read yet
 
-    def set_end(self, max_iters=None, threshold=None):
-        """Set where the run ends; UserError for an end behind it or a threshold above guessing."""
-        if max_iters is not None:
-            if max_iters < self.iteration:
-                raise UserError(f"the run is at iteration {self.iteration}: {max_iters} is too few")
-            self.max_iters = max_iters
-        if threshold is not None:
-            if not 0 <= threshold < self.guessing:
-                raise UserError(
-                    f"the threshold is {threshold} nats per character: "
-                    f"take one below {self.guessing:.3f}, which guessing costs"
-                )
-            self.threshold = threshold
-
     def validate(self, rnn, reader):
         """Add a row to history, and keep the weights if they are the best so far."""
         last_row = self.history[-1][0] if self.history else 0
-        recent = self.losses[last_row:] or [math.nan]
-        train_loss = sum(recent) / len(recent)
+        train_loss = np.mean(self.losses[last_row:] or math.nan)  # nan before the first
         val_ids = reader.val_ids[:100_000]
         val_loss = rnn.evaluate(val_ids) if len(val_ids) else math.nan
         if val_loss < self.best_loss or len(val_ids) == 0:
@@ -635,10 +614,6 @@ class Run:
         in_time = self.iteration % self.eval_interval == 0
         return in_time or self.iteration in (100, 250) or self.ended()
 
-    def just_validated(self):
-        """True when the last row of history is of this iteration."""
-        return self.history[-1][0] == self.iteration
-
 
 def counting(train_ids, val_ids, vocab_size, longest=3):
     """The loss of counting what follows the last 1, 2, ... longest characters, in nats: a list.
@@ -650,42 +625,36 @@ def counting(train_ids, val_ids, vocab_size, longest=3):
     down to 1/V (Witten and Bell, 1991). The loss is that of val_ids but for the first; what is
     before them is the training part, of which at most the last million characters are counted.
     """
-    train = train_ids[-1_000_000:].tolist()
-    val = train[len(train) - longest + 1 :] + val_ids.tolist()
+    train = tuple(train_ids[-1_000_000:].tolist())
     followers = defaultdict(Counter)  # for each string h: how often each c follows
-    for string, times in strings_in(train, longest + 1).items():
-        for start in range(len(string)):
-            followers[string[start:-1]][string[-1]] += times
+    for i in range(longest, len(train)):
+        for length in range(longest + 1):
+            followers[train[i - length : i]][train[i]] += 1
 
-    nats = [0.0] * (longest + 1)
-    for string, times in strings_in(val, longest + 1).items():
+    text = train[-longest:] + tuple(val_ids.tolist())
+    nats = np.zeros(longest + 1)
+    for i in range(len(text) - len(val_ids) + 1, len(text)):
         p = 1 / vocab_size
-        for start in reversed(range(len(string))):  # from no character before c to the most
-            h = string[start:-1]
-            n = followers[h]
+        for length in range(longest + 1):  # of h
+            n = followers[text[i - length : i]]
             d = len(n)
             if n:
-                p = (n[string[-1]] + d * p) / (n.total() + d)
-            nats[len(h)] -= times * math.log(p)
-    return [total / (len(val_ids) - 1) for total in nats[1:]]
-
-
-def strings_in(ids, length):
-    """How often each string of a length stands in a list of indices."""
-    return Counter(zip(*(ids[start:] for start in range(length))))
+                p = (n[text[i]] + d * p) / (n.total() + d)
+            nats[length] -= math.log(p)
+    return (nats[1:] / (len(val_ids) - 1)).tolist()
 
 
 def print_progress(rnn, reader, run):
     """Print a row where a run has just validated, else, on a terminal, a line that is replaced."""
-    each = run.seconds / run.iteration if run.iteration else math.nan
+    each = run.seconds / (run.iteration or math.nan)  # not known before the first
     left = each * (run.max_iters - run.iteration)
-    if run.just_validated():
+    if run.row_is_due():
         iteration, train_loss, val_loss = run.history[-1]
         if iteration == 0:
             print(HEADER)
         losses = f"{run.smooth_loss:>8.3f}{train_loss:>7.3f}{val_loss:>7.3f}"
         numbers = f"{iteration:>9,}{losses}{left:>7,.0f}".replace("nan", "  -")
-        text = rnn.predict(reader, start_char(reader.chars), 40, seed=0)
+        text = rnn.predict(reader, "", 40, seed=0)
         print(f"{numbers}  {' '.join(text.split())}", flush=True)
     elif sys.stdout.isatty() and run.iteration % 10 == 0:
         line = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}  {left:,.0f} s left"
@@ -693,42 +662,37 @@ def print_progress(rnn, reader, run):
 
 
 def draw_picture(path, run):
-    """Write a picture of the losses, as png, svg or pdf.
+    """Write a picture of the losses.
 
-    UserError where matplotlib is missing, or a file is there that the run has not drawn itself.
+    UserError for a file that is there and that the run has not drawn itself, for an ending that
+    matplotlib does not know, and where matplotlib is missing.
     """
-    if not path.endswith((".png", ".svg", ".pdf")):
-        raise UserError(f"--plot must end in .png, .svg or .pdf, not {path}")
-    if os.path.lexists(path) and os.path.abspath(path) != run.plot:
+    full_name = os.path.abspath(path)
+    if os.path.lexists(path) and full_name != run.plot:
         raise UserError(f"--plot {path} is there, and no picture of this run: name another")
+    picture = io.BytesIO()
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    iterations, train_losses, val_losses = np.reshape(run.history, (-1, 3)).T
-    axes.plot(run.losses, "C0", linewidth=0.2, label="each iteration")
-    axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
-    axes.plot(iterations, val_losses, "C1o-", label="validation")
-    axes.set(xlabel="iteration", ylabel="loss (nats per character)")
-    axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path[-3:])
-    write_whole(path, picture.getvalue(), replace=True)
-    run.plot = os.path.abspath(path)
+        axes = Figure(figsize=(8, 5), layout="constrained").subplots()
+        iterations, train_losses, val_losses = np.reshape(run.history, (-1, 3)).T
+        axes.plot(run.losses, "C0", linewidth=0.2, label="each iteration")
+        axes.plot(iterations, train_losses, "C0o-", label="training, mean since the last point")
+        axes.plot(iterations, val_losses, "C1o-", label="validation")
+        axes.set(xlabel="iteration", ylabel="loss (nats per character)")
+        axes.legend()
+        axes.figure.savefig(picture, format=Path(path).suffix[1:])
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--plot needs matplotlib (pip install matplotlib): {error}") from error
+    write_whole(path, picture.getvalue())
+    run.plot = full_name
 
 
 # --------------------------------------------------------------------------------------------------
 # Checkpoint: all that sampling and an exact resume need, in one .npz file
 
-# What it holds, beside the arrays, of the network, of the reader of its text, and of the run.
-KEPT = {
-    "rnn": ["hidden_size", "vocab_size", "seq_length", "learning_rate", "optimizer", "dtype"],
-    "reader": [setting.name for setting in fields(DataReader)],
-    "run": [setting.name for setting in fields(Run)],
-}
+# What it holds of the network, beside the arrays.
+SETTINGS = ("hidden_size", "vocab_size", "seq_length", "learning_rate", "optimizer", "dtype")
 
 
 def save_checkpoint(path, rnn, run, reader, replace=False):
@@ -736,13 +700,15 @@ def save_checkpoint(path, rnn, run, reader, replace=False):
 
     It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
-    about = {}
-    for part, owner in (("rnn", rnn), ("reader", reader), ("run", run)):
-        about[part] = {name: getattr(owner, name) for name in KEPT[part]}
-    text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
+    about = {
+        "rnn": {name: getattr(rnn, name) for name in SETTINGS},
+        "reader": asdict(reader),
+        "run": asdict(run),
+    }
     arrays = {}
     for name, w in rnn.parameters().items():
         arrays[name] = np.stack([w, run.best[name], run.m[name], run.v[name]])
+    text = json.dumps(about, default=np.generic.item)  # numbers may be those of NumPy
     file = io.BytesIO()
     np.savez(file, about=text, a_prev=run.a_prev, **arrays)
     return write_whole(path, file.getvalue(), replace)
@@ -755,33 +721,26 @@ def load_checkpoint(path, model=RNN):
     DataReader(**vars(about)) reads the text again. Nothing in the file is executed. Raises
     UserError for a file that is damaged, of another kind, or of another class of network.
     """
-    arrays, about = read_checkpoint(path)
-    rnn = model(**about["rnn"])
-    run = Run(rnn, **about["run"])
+    file = io.BytesIO(Path(path).read_bytes())
+    try:
+        loaded = np.load(file)
+        if loaded.zip.testzip():  # dict would not see a changed shape
+            raise ValueError("a checksum is wrong")
+        arrays = dict(loaded)
+        settings, of_reader, of_run = json.loads(str(arrays.pop("about"))).values()
+    except Exception as error:  # damaged bytes can raise almost anything
+        raise UserError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
+    rnn = model(**settings)
+    run = Run(rnn, **of_run)
     run.a_prev = arrays.pop("a_prev")
     if arrays.keys() != rnn.parameters().keys():
         raise UserError(f"{path} has {', '.join(arrays)}: it is not of a network of class {model}")
     for name, w in rnn.parameters().items():
         w[...], run.best[name], run.m[name], run.v[name] = arrays[name]
-    return rnn, run, SimpleNamespace(**about["reader"])
+    return rnn, run, SimpleNamespace(**of_reader)
 
 
-def read_checkpoint(path):
-    """The arrays in a file, and a dict of all else; UserError for what is no checkpoint."""
-    data = Path(path).read_bytes()
-    try:
-        if zipfile.ZipFile(io.BytesIO(data)).testzip():  # np.load does not see a changed shape
-            raise ValueError("a checksum is wrong")
-        arrays = dict(np.load(io.BytesIO(data)))
-        about = json.loads(str(arrays.pop("about")))
-        if {part: list(names) for part, names in about.items()} != KEPT:
-            raise ValueError("it is of another version")
-    except Exception as error:  # damaged bytes can raise almost anything
-        raise UserError(f"{path} is damaged, or no checkpoint of char_rnn.py: {error}") from error
-    return arrays, about
-
-
-def write_whole(path, data, replace=False):
+def write_whole(path, data, replace=True):
     """Write bytes to a file whole or not at all, and return its name.
 
     They go to a temporary file beside it, which is then renamed. Without replace, the first free
@@ -809,7 +768,7 @@ def free_name(path):
     number = 1
     while True:
         try:
-            open(path, "xb").close()
+            Path(path).touch(exist_ok=False)
             return path
         except FileExistsError:
             number += 1
@@ -818,51 +777,46 @@ def free_name(path):
 
 def newest():
     """The newest char_rnn*.npz in this folder; its name is printed."""
-    path = max(Path().glob("char_rnn*.npz"), key=os.path.getmtime, default=None)
+    path = max(glob("char_rnn*.npz"), key=os.path.getmtime, default=None)
     if not path:
         raise UserError("there is no char_rnn*.npz here: train first, or name a checkpoint")
     print(f"from {path}", file=sys.stderr)
-    return str(path)
+    return path
 
 
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-DATA = Path(__file__).resolve().parent / "data" / "fables.txt"
-
 
 def learn(rnn, reader, run, path, plot, replace=False):
-    """Train until the end or Ctrl-C, saving at every row; returns the exit status."""
-    path = save(path, plot, rnn, reader, run, replace)  # what cannot be written shows at once
+    """Train until the end or Ctrl-C, saving at every row."""
+
+    def save(replace=True):
+        if plot:
+            draw_picture(plot, run)
+        return save_checkpoint(path, rnn, run, reader, replace)
+
+    def report(run):
+        if run.row_is_due():
+            save()
+        print_progress(rnn, reader, run)
+
+    path = save(replace)  # what cannot be written shows at once
     try:
         print_heading(path, rnn, reader, run)
-        rnn.train(reader, report=partial(save_and_report, path, plot, rnn, reader), run=run)
+        rnn.train(reader, report=report, run=run)
         print_result(path, rnn, reader, run)
-        return 0
     except KeyboardInterrupt:
         print(f"\nstopped: all up to the last row is saved in {path}")
         if os.path.isfile(reader.path):  # a pipe cannot be read again
-            print(f"to go on:  {command_line('resume', path)}")
-        return 130
-
-
-def save(path, plot, rnn, reader, run, replace=True):
-    """Write the picture, if one is wanted, and the checkpoint; returns the name of that."""
-    if plot:
-        draw_picture(plot, run)
-    return save_checkpoint(path, rnn, run, reader, replace)
-
-
-def save_and_report(path, plot, rnn, reader, run):
-    """Save at every row, before it is printed, and print progress."""
-    if run.just_validated():
-        save(path, plot, rnn, reader, run)
-    print_progress(rnn, reader, run)
+            command = shlex.join(["python", sys.argv[0], "resume", path])
+            print(f"to go on:  {command}")
+        raise
 
 
 def print_heading(path, rnn, reader, run):
     """Print what is trained on what, how often it will be read, and where the run stands."""
-    size = sum(w.size for w in rnn.parameters().values())
+    size = sum(w.size for w in run.best.values())
     print(
         f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters\n"
         f"{len(reader.train_ids):,} characters to train on, read "
@@ -873,7 +827,7 @@ def print_heading(path, rnn, reader, run):
         f"saving in {path}\n"
     )
     if run.ended():
-        print(f"the run has ended at iteration {run.iteration:,}")
+        print(f"the run has ended at iteration {run.iteration:,}, smooth {run.smooth_loss:.3f}")
     elif run.history:
         print(HEADER)
 
@@ -883,11 +837,12 @@ def print_result(path, rnn, reader, run):
     rnn.use(run.best)
     nats = run.smooth_loss
     to_beat = run.guessing
-    command = ["sample", path]
+    command = ["python", sys.argv[0], "sample", path]
     if len(reader.val_ids):
-        nats = rnn.evaluate(reader.val_ids)
-        _, targets = in_streams(reader.val_ids)
-        scored = reader.val_ids[: targets.size + 1]  # the first is only read
+        val_ids = reader.val_ids[:1_000_000]
+        nats = rnn.evaluate(val_ids)
+        _, targets = in_streams(val_ids)
+        scored = val_ids[: targets.size + 1]  # the first is only read
         counted = counting(reader.train_ids, scored, rnn.vocab_size)
         to_beat = min(to_beat, counted[0])
         print(
@@ -900,9 +855,9 @@ def print_result(path, rnn, reader, run):
             print("\nWhat is held out is unlike the rest of the text: try --shuffle-lines.")
     if nats >= to_beat:
         print(NOTHING_LEARNED)
-        command.append("--last")
-    text = rnn.predict(reader, start_char(reader.chars), 300, seed=0)
-    print(f"{text}\n\nfor more text:\n{command_line(*command)}")
+        command += ["--last"]
+    text = rnn.predict(reader, "", 300, seed=0)
+    print(f"\n{text}\n\nfor more text:\n{shlex.join(command)}")
 
 
 NOTHING_LEARNED = """
@@ -912,15 +867,8 @@ for another text. Try --shuffle-lines if the end of the text is unlike the rest,
 """
 
 
-def command_line(*words):
-    """A command of this script as one types it."""
-    return shlex.join(["python", sys.argv[0], *words])
-
-
 def train_command(args):
     """Start a new run on a text, in a checkpoint of its own."""
-    if args.text == DATA and not DATA.exists():
-        raise UserError("give a text: python char_rnn.py train my.txt")
     chars = None
     if args.init_from:
         model, model_run, about = load_checkpoint(args.init_from)
@@ -939,9 +887,13 @@ def train_command(args):
     )
     if chars:
         rnn.use(model_run.best)
-    run = Run(rnn, eval_interval=args.eval_interval)
-    run.set_end(args.max_iters, args.threshold)
-    return learn(rnn, reader, run, args.checkpoint, args.plot)
+    run = Run(
+        rnn,
+        max_iters=args.max_iters,
+        threshold=args.threshold,
+        eval_interval=args.eval_interval,
+    )
+    learn(rnn, reader, run, args.checkpoint, args.plot)
 
 
 def resume_command(args):
@@ -950,11 +902,10 @@ def resume_command(args):
     if os.path.islink(path):
         path = os.path.realpath(path)
     rnn, run, about = load_checkpoint(path)
-    if args.text:
-        about.path = args.text
+    about.path = args.text or about.path
     reader = DataReader(**vars(about))
-    run.set_end(args.max_iters)
-    return learn(rnn, reader, run, path, args.plot, replace=True)
+    run.max_iters = args.max_iters or run.max_iters
+    learn(rnn, reader, run, path, args.plot, replace=True)
 
 
 def trained(args):
@@ -968,19 +919,20 @@ def trained(args):
 def sample_command(args):
     """Print new text as it is drawn: so many characters after a start, or so many lines."""
     rnn, about = trained(args)
-    start = start_char(about.chars) + args.start
-    rnn.predict(about, start, 1, args.temperature)  # a mistake shows before anything is written
+    ids = encode(start_char(about.chars) + args.start, about.chars)
+    end = "\n" if args.lines else ""
     rng = np.random.default_rng(args.seed)
     for _ in range(args.lines or 1):
         line = args.start
         print(line, end="")
-        for char in islice(rnn.write(about, start, args.temperature, rng), args.length):
-            if args.lines and char == "\n":
-                if line:
-                    break
-                continue  # an empty line does not count
-            line += char
-            print(char, end="", flush=True)
+        drawn = rnn.draw(ids, np.zeros(rnn.state_size), args.temperature, rng)
+        for ix in islice(drawn, args.length):
+            char = about.chars[ix]
+            if char != end:
+                line += char
+                print(char, end="", flush=True)
+            elif line:  # an empty one does not count
+                break
         print()
 
 
@@ -995,101 +947,98 @@ def test_command(args):
         return
     if unknown := set(text) - set(about.chars):
         print(f"left out, as the model never saw them: {names_of(unknown)}", file=sys.stderr)
-    nats = rnn.evaluate(encode(known(text, about.chars), about.chars))
+    nats = rnn.evaluate(encode_known(text, about.chars))
     print(
         f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per character\n"
         f"perplexity {math.exp(nats):.2f}; guessing would have {rnn.vocab_size}"
     )
 
 
-def known(text, chars):
-    """A text without the characters that are not among chars."""
-    return "".join(char for char in text if char in chars)
-
-
 def score_lines(rnn, chars, text):
     """Print each line of a text after its loss and how many of its characters were never seen."""
     print("nats per character, characters never seen and left out, line", file=sys.stderr)
     for line in io.StringIO(text):
-        ids = encode(start_char(chars) + known(line, chars), chars)
+        ids = encode_known(start_char(chars) + line, chars)
         nats = f"{rnn.evaluate(ids):.3f}" if len(ids) > 1 else "-"
         line = line.rstrip("\n")
-        unseen = len(line) - len(known(line, chars))
+        unseen = sum(char not in chars for char in line)
         print(f"{nats:>7}{unseen:>5}  {line}")
 
 
-def positive(text, least=1):
-    """A whole number, from least to a billion."""
-    number = int(text) if text.isdecimal() else -1
-    if not least <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, not {text:.40}")
-    return number
+def positive_int(text):
+    """A whole number from 1 on; argparse makes one line of the ValueError."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
-non_negative = partial(positive, least=0)
+def non_negative_int(text):
+    """A whole number from 0 on."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
 
 
-def add_train(train):
-    """The arguments of the command train."""
+def add_train(commands):
+    """The command train and its arguments."""
+    train = commands.add_parser("train", help="learn from a text (also without a command)")
     train.set_defaults(run=train_command)
     add = train.add_argument
-    add("text", nargs="?", default=DATA, help="UTF-8 text; - is standard input")
+    fables = Path(__file__).resolve().parent / "data/fables.txt"
+    add("text", nargs="?", default=fables, help="UTF-8 text; - is standard input")
     size = train.add_mutually_exclusive_group()
-    size.add_argument("--hidden-size", type=positive, default=256, help="hidden units (256)")
+    size.add_argument("--hidden-size", type=positive_int, default=256, help="hidden units (256)")
     size.add_argument("--init-from", help="checkpoint whose weights and characters to start from")
-    add("--seq-length", type=positive, default=32, help="steps of backpropagation (32)")
-    add("--batch-size", type=positive, default=16, help="streams of text read side by side (16)")
+    add("--seq-length", type=positive_int, default=32, help="steps of backpropagation (32)")
+    add("--batch-size", type=positive_int, default=16, help="streams, read side by side (16)")
     add("--optimizer", default="adam", choices=OPTIMIZERS, help="update rule (adam)")
     add("--learning-rate", type=float, help="its peak, after the warm-up (the optimiser's own)")
-    add("--max-iters", type=positive, default=2500, help="iterations, one update each (2500)")
+    add("--max-iters", type=positive_int, default=2500, help="iterations, one update each (2500)")
     add("--threshold", type=float, default=0.0, help="stop at this smooth loss (0: never)")
-    add("--eval-interval", type=positive, default=500, help="iterations from row to row (500)")
+    add("--eval-interval", type=positive_int, default=500, help="iterations from row to row (500)")
     add("--val-fraction", type=float, default=0.1, help="share of the text held out (0.1)")
     add("--shuffle-lines", action="store_true", help="in another order first: for lists of names")
-    add("--seed", type=non_negative, default=0, help="of the random numbers (0)")
+    add("--seed", type=non_negative_int, default=0, help="of the random numbers (0)")
     add("--checkpoint", default="char_rnn.npz", help="file to save in, or NAME-2.npz, and so on")
     add("--plot", help="file for a picture of the losses; needs matplotlib")
 
 
-def add_others(resume, sample, test):
-    """The arguments of the other commands."""
-    resume.set_defaults(run=resume_command)
-    resume.add_argument("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
-    resume.add_argument("text", nargs="?", help="its text, if it is elsewhere now")
-    resume.add_argument("--max-iters", type=positive, help="in all; past the end the rate rises")
-    resume.add_argument("--plot", help="file for a picture, as in train")
-    sample.set_defaults(run=sample_command)
-    sample.add_argument("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
-    sample.add_argument("--start", default="", help="text to go on from")
-    sample.add_argument("--length", type=non_negative, default=400, help="characters to draw (400)")
-    sample.add_argument(
-        "--lines", type=positive, default=0, help="so many lines, each of --length at most"
-    )
-    sample.add_argument(
-        "--temperature", type=float, default=TEMPERATURE, help="lower is tamer, higher wilder (0.7)"
-    )
-    sample.add_argument(
-        "--seed", type=non_negative, help="of the random numbers (another each time)"
-    )
-    test.set_defaults(run=test_command)
-    test.add_argument("checkpoint", help="trained model")
-    test.add_argument("text", help="UTF-8 text; - is standard input")
-    test.add_argument("--lines", action="store_true", help="nats per character before each line")
-    for command in (sample, test):
-        command.add_argument("--last", action="store_true", help="the last weights, not the best")
-
-
 def parse(argv):
     """The arguments of the command line; a command that is left out is train."""
-    meaning = "A character-level recurrent neural network, from scratch in NumPy."
-    parser = argparse.ArgumentParser(prog="char_rnn.py", description=meaning)
-    commands = parser.add_subparsers(title="commands")
-    add_train(commands.add_parser("train", help="learn from a text (also without a command)"))
-    add_others(
-        commands.add_parser("resume", help="go on with a run that was stopped, in its own file"),
-        commands.add_parser("sample", help="write text with a trained model"),
-        commands.add_parser("test", help="measure how well a model predicts a text"),
+    parser = argparse.ArgumentParser(
+        prog="char_rnn.py",
+        description="A character-level recurrent neural network, from scratch in NumPy",
     )
+    commands = parser.add_subparsers(title="commands")
+    add_train(commands)
+
+    resume = commands.add_parser("resume", help="go on with a stopped run, in its own file")
+    resume.set_defaults(run=resume_command)
+    add = resume.add_argument
+    add("checkpoint", nargs="?", help="checkpoint (the newest char_rnn*.npz)")
+    add("text", nargs="?", help="its text, if it is elsewhere now")
+    add("--max-iters", type=positive_int, help="in all; past the end the rate rises")
+    add("--plot", help="file for a picture, as in train")
+
+    sample = commands.add_parser("sample", help="write text with a trained model")
+    sample.set_defaults(run=sample_command)
+    add = sample.add_argument
+    add("checkpoint", nargs="?", help="trained model (the newest char_rnn*.npz)")
+    add("--start", default="", help="text to go on from")
+    add("--length", type=non_negative_int, default=400, help="characters to draw (400)")
+    add("--lines", type=positive_int, help="so many lines, each of --length at most")
+    add("--temperature", type=float, default=TEMPERATURE, help="lower is tamer (0.7)")
+    add("--seed", type=non_negative_int, help="of the random numbers (another each time)")
+    add("--last", action="store_true", help="the last weights, not the best")
+
+    test = commands.add_parser("test", help="measure how well a model predicts a text")
+    test.set_defaults(run=test_command)
+    add = test.add_argument
+    add("checkpoint", help="trained model")
+    add("text", help="UTF-8 text; - is standard input")
+    add("--lines", action="store_true", help="nats per character before each line")
+    add("--last", action="store_true", help="the last weights, not the best")
+
     if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
         argv = ["train", *argv]
     return parser.parse_args(argv)
@@ -1099,7 +1048,7 @@ def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
     try:
         args = parse(argv)
-        return args.run(args)
+        args.run(args)
     except KeyboardInterrupt:
         return 130
     except (UserError, OSError, MemoryError) as error:

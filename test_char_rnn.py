@@ -579,14 +579,13 @@ class TestMathematics(InFolder):
         for temperature in (0, 1e-320):
             self.assertEqual(rnn.predict(reader, start, 20, temperature), text)
 
-    def test_a_temperature_below_zero_and_an_empty_start_are_refused(self):
-        reader = self.reader("abcdefgh" * 20, 4)
-        rnn = RNN(16, 8, 4, 0.1)
-        for temperature in (-0.5, math.nan, math.inf):
-            with self.assertRaisesRegex(UserError, "temperature must be a number from 0 on"):
-                rnn.predict(reader, "a", 5, temperature)
-        with self.assertRaisesRegex(UserError, "must be indices"):
-            rnn.predict(reader, "", 5)
+    def test_without_a_start_a_text_is_begun_as_after_a_newline(self):
+        for text, start in (("ab\ncd\n" * 20, "\n"), ("abcdefgh" * 20, "a")):
+            reader = self.reader(text, 4)
+            rnn = RNN(16, reader.vocab_size, 4, seed=3)
+            self.assertEqual(
+                rnn.predict(reader, "", 9, seed=1), rnn.predict(reader, start, 9, seed=1)[1:]
+            )
 
     def test_evaluate_reads_a_text_in_up_to_64_streams_of_at_least_2000_characters(self):
         rnn = RNN(6, 62, 8, 0.01, dtype=np.float64)
@@ -682,24 +681,23 @@ class TestTraining(InFolder):
         self.assertEqual(fresh.train(reader, max_iters=200, report=silent).losses, again.losses)
         self.assertEqual((again.iteration, len(again.losses)), (200, 200))
 
-    def test_a_run_goes_on_to_a_later_end_and_refuses_one_that_lies_behind_it(self):
+    def test_a_run_goes_on_to_a_later_end(self):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)
         run = rnn.train(reader, max_iters=20, report=silent)
         rnn.train(reader, max_iters=30, report=silent, run=run)
         self.assertEqual((run.iteration, run.max_iters), (30, 30))
-        with self.assertRaisesRegex(UserError, "at iteration 30: 29 is too few"):
-            rnn.train(reader, max_iters=29, report=silent, run=run)
         rnn.train(reader, max_iters=30, report=silent, run=run)
         self.assertEqual((run.iteration, run.max_iters), (30, 30))
         self.assertEqual(Run(rnn).max_iters, 2500)
 
-    def test_a_threshold_that_guessing_reaches_is_refused(self):
+    def test_a_threshold_that_guessing_reaches_ends_a_run_before_it_begins(self):
         reader = DataReader("text.txt", 8, 4)
         rnn = RNN(16, reader.vocab_size, 8, 0.01)
-        for threshold in (math.log(reader.vocab_size), 10, -1, math.nan):
-            with self.assertRaisesRegex(UserError, "nats per character: take one below 3.89"):
-                rnn.train(reader, threshold=threshold)
+        for threshold in (math.log(reader.vocab_size), 10):
+            self.assertEqual(rnn.train(reader, threshold=threshold, report=silent).iteration, 0)
+        out = self.train("--threshold=50")
+        self.assertIn("the run has ended at iteration 0, smooth 3.892\n", out)
 
     def test_copies_pickles_and_loaded_models_learn_as_the_model_does(self):
         reader = DataReader("text.txt", 8, 4)
@@ -805,9 +803,6 @@ class TestTraining(InFolder):
             rates.add(rate)
         self.assertEqual(len(rates), 3)
         self.assertEqual(RNN(4, 3, 2).optimizer, "adam")
-        for rate in (0, math.nan, math.inf):
-            with self.assertRaisesRegex(UserError, "must be a positive number"):
-                RNN(4, 3, 2, rate)
 
     def test_a_gru_and_an_lstm_by_subclass_are_checked_trained_saved_loaded_and_sampled(self):
         reader = DataReader("text.txt", 8, 4)
@@ -882,7 +877,7 @@ class TestText(InFolder):
     def test_a_text_that_is_too_short_or_has_one_character_is_refused(self):
         self.assertEqual(len(self.reader("abc", 5, 2).inputs), 1)
         for text, streams in (("ab", 2), ("aaaa", 1), ("", 1)):
-            with self.assertRaisesRegex(UserError, f"needs {streams + 1} characters or more, 2"):
+            with self.assertRaisesRegex(UserError, f"needs more than {streams} characters, 2"):
                 self.reader(text, 5, streams)
 
     def test_shuffled_lines_are_the_same_lines_in_an_order_that_is_always_the_same(self):
@@ -1056,11 +1051,11 @@ class TestSystem(InFolder):
                     copy_of.main(args)
                 self.assertNotIsInstance(bug.exception, (copy_of.UserError, OSError), wrong)
 
-    def test_the_script_alone_asks_for_a_text(self):
+    def test_the_script_alone_names_the_text_that_it_lacks(self):
         shutil.copy(SCRIPT, "char_rnn.py")
         status, out, err = self.real(script=("char_rnn.py",))
         self.assertEqual((status, out), (2, ""))
-        self.assertEqual(err, "char_rnn.py: error: give a text: python char_rnn.py train my.txt\n")
+        self.assertRegex(err, r"\Achar_rnn.py: error: .*No such file.*fables.txt'\n\Z")
 
     def test_what_goes_to_a_pipe_is_utf_8_and_what_is_no_terminal_has_no_live_line(self):
         text = "лиса и ворона \x1b[31m語\n" * 30
@@ -1317,7 +1312,6 @@ class TestCommandLine(InFolder):
     def test_nothing_is_written_before_a_start_is_checked(self):
         self.train("--max-iters=1")
         self.refuse("never saw 'É'", "sample", "char_rnn.npz", "--start=Élan")
-        self.refuse("temperature", "sample", "char_rnn.npz", "--start=The", "--temperature=-1")
 
     def test_sample_lines_writes_whole_lines_and_nothing_else(self):
         self.write("text.txt", "".join(f"{word}\n" for word in SHORT.split()))
@@ -1455,9 +1449,13 @@ class TestCommandLine(InFolder):
         self.write("moved.txt", SHORT.replace("e", "a"))
         self.refuse("moved.txt is not the text", "resume", "char_rnn.npz", "moved.txt")
 
-    def test_resume_refuses_an_end_that_lies_behind_it(self):
+    def test_resume_to_an_end_that_lies_behind_it_only_says_that_it_has_ended(self):
         self.train("--max-iters=20")
-        self.refuse("at iteration 20: 5 is too few", "resume", "char_rnn.npz", "--max-iters=5")
+        before = load_checkpoint("char_rnn.npz")[1]
+        out = self.succeed("resume", "char_rnn.npz", "--max-iters=5")
+        self.assertIn("the run has ended at iteration 20, smooth", out)
+        after = load_checkpoint("char_rnn.npz")[1]
+        self.assertEqual((after.losses, after.history[1:]), (before.losses, before.history[1:]))
 
     def test_save_checkpoint_in_python_takes_a_free_name_too(self):
         reader = DataReader("text.txt", 8, 4)
@@ -1512,8 +1510,11 @@ class TestCommandLine(InFolder):
         self.refuse(refused, "resume", "a.png", "--plot=dangling.png")
         self.refuse("nowhere/a.png", *self.flags, "--plot=nowhere/a.png")
 
-    def test_a_plot_of_another_ending_or_without_matplotlib_is_refused(self):
-        self.refuse("must end in .png, .svg or .pdf", *self.flags, "--plot=thesis.txt")
+    @unittest.skipUnless(find_spec("matplotlib"), "matplotlib is not installed")
+    def test_a_plot_of_an_ending_that_matplotlib_does_not_know_is_refused(self):
+        self.refuse("Format 'txt' is not supported", *self.flags, "--plot=thesis.txt")
+
+    def test_a_plot_without_matplotlib_is_refused(self):
         with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
             self.refuse("pip install matplotlib", *self.flags, "--plot=a.png")
 
@@ -1556,26 +1557,23 @@ class TestCommandLine(InFolder):
         for saying, *commands in (
             ("none.txt", "train none.txt", "sample none.txt", "resume none.txt", "none.txt"),
             ("directory", "train .", "sample ."),
-            ("needs 17 characters or more", "train one.txt", f"train {os.devnull}"),
+            ("needs more than 16 characters, 2", "train one.txt", f"train {os.devnull}"),
             ("nothing to predict", "test char_rnn.npz one.txt"),
-            ("is not UTF-8 text (see line 3): perhaps it is UTF-16 or cp1252", "train latin.txt"),
-            ("is not UTF-8 text (see line 1): perhaps", "train wide.txt"),
-            ("has zero bytes, as no UTF-8 text has: perhaps it is UTF-16", "train narrow.txt"),
-            ("whole number from 1 on", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
-            ("whole number from 1 on", f"--hidden-size=1{'0' * 400}", "--eval-interval=0"),
-            ("whole number from 1 on", "--batch-size=0", "--seq-length=1000000001"),
-            ("whole number from 1 on", "sample --lines=0", "resume --max-iters=0"),
-            ("whole number from 0 on", "--seed=-1", "sample --length=-1", "sample --seed=x"),
-            ("positive number", "--learning-rate=nan", "--learning-rate=0"),
-            ("val_fraction must be", "--val-fraction=1", "--val-fraction=-inf"),
-            ("take one below", f"{small} --threshold=4", f"{small} --threshold=nan"),
+            ("latin.txt is not UTF-8 text: perhaps it is UTF-16 or cp1252", "train latin.txt"),
+            ("byte 0xfc in position 16", "train latin.txt"),
+            ("wide.txt is not UTF-8 text: perhaps", "train wide.txt"),
+            ("(it has zero bytes)", "train narrow.txt"),
+            ("invalid positive_int value", "--seq-length=-3", "--max-iters=0", "--hidden-size=ten"),
+            ("invalid positive_int value", "--eval-interval=0", "--batch-size=0"),
+            ("invalid positive_int value", "sample --lines=0", "resume --max-iters=0"),
+            ("invalid non_negative_int", "--seed=-1", "sample --length=-1", "sample --seed=x"),
+            ("val_fraction is", "--val-fraction=1", "--val-fraction=10", "--val-fraction=nan"),
             ("argument", "--optimizer=rmsprop", "--hiden-size=3", "resume --seed=1"),
             ("llocate", "--hidden-size=1000000000"),
             ("nowhere", f"{small} --checkpoint=nowhere/char_rnn.npz"),
             ("text.txt is damaged, or no checkpoint", "sample text.txt", "resume text.txt"),
             ("the model never saw 'é' '☂'", "sample char_rnn.npz --start=é☂"),
-            ("temperature", "sample char_rnn.npz --temperature=nan"),
-            ("temperature", "sample char_rnn.npz --temperature=-0.5"),
+            ("argument --temperature", "sample char_rnn.npz --temperature=hot"),
         ):
             for command in commands:
                 with self.subTest(command):
@@ -1630,19 +1628,19 @@ class TestCheckpoint(InFolder):
             file["Wax"]  # the trap does work where pickles are allowed
         self.assertTrue(Path("witness").exists())
 
-    def test_a_checkpoint_of_another_version_is_refused_as_such(self):
+    def test_a_file_that_holds_other_things_is_refused(self):
         with np.load("char_rnn.npz") as file:
             whole = dict(file)
-        about = json.loads(str(whole["about"]))
-        del about["run"]["eval_interval"]
-        for text in (json.dumps(about), json.dumps({"path": "text.txt"})):
+        for text in (json.dumps({"path": "text.txt"}), json.dumps([{}]), "", "nothing"):
             np.savez("old.npz", **whole | {"about": text})
             for command in ("sample", "resume"):
                 self.refuse(
-                    "no checkpoint of char_rnn.py: it is of another ver", command, "old.npz"
+                    "old.npz is damaged, or no checkpoint of char_rnn.py", command, "old.npz"
                 )
         np.savez("other.npz", Wax=np.zeros((4, 2)))
-        self.refuse("other.npz is damaged, or no checkpoint", "sample", "other.npz")
+        np.save("other.npy", np.zeros((4, 2)))
+        for other in ("other.npz", "other.npy"):
+            self.refuse(f"{other} is damaged, or no checkpoint", "sample", other)
 
 
 class Trap:
