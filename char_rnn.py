@@ -221,7 +221,8 @@ class RNN:
     It holds its sizes, its settings and five arrays: Wax (H, V), Waa (H, H), Wya (V, H), ba (H,),
     by (V,). Where its training stands is kept in a Run. Without a learning rate it takes the one
     of its optimiser in OPTIMIZERS. seq_length is kept for the record: batches are as long as the
-    reader makes them. Take dtype=np.float64 to check gradients.
+    reader makes them. Take dtype=np.float64 to check gradients. Raises UserError for a learning
+    rate that cannot be.
     """
 
     def __init__(
@@ -236,6 +237,8 @@ class RNN:
     ):
         if learning_rate is None:
             _, learning_rate = OPTIMIZERS[optimizer]
+        if not 0 < learning_rate < math.inf:
+            raise UserError(f"learning_rate must be a positive number, not {learning_rate}")
         self.hidden_size = hidden_size
         self.vocab_size = vocab_size
         self.seq_length = seq_length
@@ -440,8 +443,10 @@ class RNN:
 
         Each new index is drawn from softmax(z_t / temperature) and is the next input. A temperature
         under 1 makes likely characters likelier; 0 always takes the likeliest. Raises UserError for
-        weights that have diverged.
+        a temperature below 0, and for weights that have diverged.
         """
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"temperature must be a number from 0 on, not {temperature}")
         rng = np.random.default_rng(seed)
         while True:
             a, _ = self.forward(ids, a_prev)
@@ -559,7 +564,7 @@ def schedule(iteration, max_iters):
 
 
 # --------------------------------------------------------------------------------------------------
-# Run: where a training stands, and the rows that it prints
+# Run: where a training stands, and what is printed and drawn of it
 
 HEADER = "iteration  smooth  train  valid s left  sample"
 
@@ -644,6 +649,24 @@ def counting(train_ids, val_ids, vocab_size, longest=3):
     return (nats[1:] / (len(val_ids) - 1)).tolist()
 
 
+def print_heading(path, rnn, reader, run):
+    """Print what is trained on what, how often it will be read, and where the run stands."""
+    size = sum(w.size for w in run.best.values())
+    print(
+        f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters\n"
+        f"{len(reader.train_ids):,} characters to train on, read "
+        f"{run.max_iters / reader.batches:.1f} times in {run.max_iters:,} iterations\n"
+        f"{len(reader.val_ids):,} characters held out to validate\n"
+        f"losses are in nats per character; guessing among {rnn.vocab_size} costs "
+        f"{run.guessing:.3f}\n"
+        f"saving in {path}\n"
+    )
+    if run.ended():
+        print(f"the run has ended at iteration {run.iteration:,}, smooth {run.smooth_loss:.3f}")
+    elif run.history:
+        print(HEADER)
+
+
 def print_progress(rnn, reader, run):
     """Print a row where a run has just validated, else, on a terminal, a line that is replaced."""
     each = run.seconds / (run.iteration or math.nan)  # not known before the first
@@ -659,6 +682,41 @@ def print_progress(rnn, reader, run):
     elif sys.stdout.isatty() and run.iteration % 10 == 0:
         line = f"{run.iteration:>9,}  loss {run.losses[-1]:.3f}  {left:,.0f} s left"
         print(f"{line:40}", end="\r", flush=True)
+
+
+def print_result(path, rnn, reader, run):
+    """Print how good the best weights are, beside what counting gives, and what they write."""
+    rnn.use(run.best)
+    nats = run.smooth_loss
+    to_beat = run.guessing
+    command = ["python", sys.argv[0], "sample", path]
+    if len(reader.val_ids):
+        val_ids = reader.val_ids[:1_000_000]
+        nats = rnn.evaluate(val_ids)
+        _, targets = in_streams(val_ids)
+        scored = val_ids[: targets.size + 1]  # the first is only read
+        counted = counting(reader.train_ids, scored, rnn.vocab_size)
+        to_beat = min(to_beat, counted[0])
+        print(
+            f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},\n"
+            f"on {targets.size:,} of the characters held out, with the weights of iteration "
+            f"{run.best_iteration:,};\ncounting what follows the last 1, 2 and 3 characters: "
+            f"{counted[0]:.3f}, {counted[1]:.3f} and {counted[2]:.3f}"
+        )
+        if counted[0] > run.guessing:
+            print("\nWhat is held out is unlike the rest of the text: try --shuffle-lines.")
+    if nats >= to_beat:
+        print(NOTHING_LEARNED)
+        command += ["--last"]
+    text = rnn.predict(reader, "", 300, seed=0)
+    print(f"\n{text}\n\nfor more text:\n{shlex.join(command)}")
+
+
+NOTHING_LEARNED = """
+That is no better than guessing, or counting pairs of characters: nothing was learned that holds
+for another text. Try --shuffle-lines if the end of the text is unlike the rest, a lower or a higher
+--learning-rate, more --max-iters, or more text; check_gradients if the code was changed.
+"""
 
 
 def draw_picture(path, run):
@@ -734,7 +792,9 @@ def load_checkpoint(path, model=RNN):
     run = Run(rnn, **of_run)
     run.a_prev = arrays.pop("a_prev")
     if arrays.keys() != rnn.parameters().keys():
-        raise UserError(f"{path} has {', '.join(arrays)}: it is not of a network of class {model}")
+        raise UserError(
+            f"{path} has {', '.join(arrays)}: it is of another network than {model.__name__}"
+        )
     for name, w in rnn.parameters().items():
         w[...], run.best[name], run.m[name], run.v[name] = arrays[name]
     return rnn, run, SimpleNamespace(**of_reader)
@@ -814,59 +874,6 @@ def learn(rnn, reader, run, path, plot, replace=False):
         raise
 
 
-def print_heading(path, rnn, reader, run):
-    """Print what is trained on what, how often it will be read, and where the run stands."""
-    size = sum(w.size for w in run.best.values())
-    print(
-        f"{Path(reader.path).name}, {rnn.hidden_size} hidden units, {size:,} parameters\n"
-        f"{len(reader.train_ids):,} characters to train on, read "
-        f"{run.max_iters / reader.batches:.1f} times in {run.max_iters:,} iterations\n"
-        f"{len(reader.val_ids):,} characters held out to validate\n"
-        f"losses are in nats per character; guessing among {rnn.vocab_size} costs "
-        f"{run.guessing:.3f}\n"
-        f"saving in {path}\n"
-    )
-    if run.ended():
-        print(f"the run has ended at iteration {run.iteration:,}, smooth {run.smooth_loss:.3f}")
-    elif run.history:
-        print(HEADER)
-
-
-def print_result(path, rnn, reader, run):
-    """Print how good the best weights are, beside what counting gives, and what they write."""
-    rnn.use(run.best)
-    nats = run.smooth_loss
-    to_beat = run.guessing
-    command = ["python", sys.argv[0], "sample", path]
-    if len(reader.val_ids):
-        val_ids = reader.val_ids[:1_000_000]
-        nats = rnn.evaluate(val_ids)
-        _, targets = in_streams(val_ids)
-        scored = val_ids[: targets.size + 1]  # the first is only read
-        counted = counting(reader.train_ids, scored, rnn.vocab_size)
-        to_beat = min(to_beat, counted[0])
-        print(
-            f"\nvalidation loss {nats:.4f} nats per character, perplexity {math.exp(nats):.2f},\n"
-            f"on {targets.size:,} of the characters held out, with the weights of iteration "
-            f"{run.best_iteration:,};\ncounting what follows the last 1, 2 and 3 characters: "
-            f"{counted[0]:.3f}, {counted[1]:.3f} and {counted[2]:.3f}"
-        )
-        if counted[0] > run.guessing:
-            print("\nWhat is held out is unlike the rest of the text: try --shuffle-lines.")
-    if nats >= to_beat:
-        print(NOTHING_LEARNED)
-        command += ["--last"]
-    text = rnn.predict(reader, "", 300, seed=0)
-    print(f"\n{text}\n\nfor more text:\n{shlex.join(command)}")
-
-
-NOTHING_LEARNED = """
-That is no better than guessing, or counting pairs of characters: nothing was learned that holds
-for another text. Try --shuffle-lines if the end of the text is unlike the rest, a lower or a higher
---learning-rate, more --max-iters, or more text; check_gradients if the code was changed.
-"""
-
-
 def train_command(args):
     """Start a new run on a text, in a checkpoint of its own."""
     chars = None
@@ -905,6 +912,8 @@ def resume_command(args):
     about.path = args.text or about.path
     reader = DataReader(**vars(about))
     run.max_iters = args.max_iters or run.max_iters
+    if run.max_iters < run.iteration:
+        raise UserError(f"the run is at iteration {run.iteration}: {args.max_iters} is too few")
     learn(rnn, reader, run, path, args.plot, replace=True)
 
 
