@@ -1806,8 +1806,8 @@ class TestLook(InFolder):
             letters.append(len(re.search(r"[A-Za-z]*\Z", before)[0]))
             capitals.append("A" <= char <= "Z")
             quoted.append(before.count('"') % 2)
-        lines = [line.split() for line in printed[2].splitlines()]
-        for (_, unit, _, r), values in zip(lines, (letters, capitals, quoted), strict=True):
+        found = re.findall(r"unit (\d+): correlation (\S+);", printed[2])
+        for (unit, r), values in zip(found, (letters, capitals, quoted), strict=True):
             found = [statistics.correlation(unit, values) for unit in zip(*states)]
             self.assertEqual(abs(found[int(unit)]), max(map(abs, found)))
             self.assertAlmostEqual(found[int(unit)], float(r), delta=0.00501)
@@ -1869,7 +1869,7 @@ class TestLook(InFolder):
             np.testing.assert_array_equal(curves[label], expected)
         shown = "".join(text.get_text() for text in strip.texts)
         self.assertEqual(shown, self.text[:80].replace("\n", "¶"))
-        unit = int(self.looked()[1][2].split()[1])
+        unit = int(re.match(r"unit (\d+)", self.looked()[1][2])[1])
         self.assertIn(f"unit {unit} ", strip.get_title())
         state = np.zeros(16)
         for ix, value in zip(self.ids, strip.images[0].get_array()[0]):
