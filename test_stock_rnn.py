@@ -491,7 +491,11 @@ class InFolder(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(folder.name)
-        # However the tests are started, Ctrl-C is what it is at a prompt.
+        # However the tests are started, output is buffered and Ctrl-C is what it is at a prompt.
+        environment = mock.patch.dict(os.environ)
+        environment.start()
+        self.addCleanup(environment.stop)
+        os.environ.pop("PYTHONUNBUFFERED", None)
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.rng = np.random.default_rng(1)
