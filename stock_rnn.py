@@ -39,7 +39,8 @@ import signal
 import sys
 import zipfile
 from array import array
-from collections import Counter
+from contextlib import suppress
+from datetime import date
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, permutations
 from pathlib import Path
@@ -572,10 +573,10 @@ def draw_picture(path, settings, test_set, errors):
 # Files: from a CSV file to an array of values, the oldest first
 
 ORDERS = ["time", "file", "reversed"]
-KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
+KLINE = ["open_time", "open", "high", "low", "close", "volume", *"------"]  # as Binance has them
+KLINE_ROW = re.compile(r"([\d.]+,){11}[\d.]+\s*")
 THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}([, '\xa0])\d{3}(\1\d{3})*(\.\d*)?")
-UNCLEAR = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
-DECIMAL_COMMA = re.compile(r"\d,(?!\d{3}\b)\d")
+UNCLEAR = re.compile(r"[-+]?[1-9]\d{0,2}[.,]\d{3}")  # 1,403 and 1.403
 SAYS_TIME = re.compile(
     r"(?<![^\W\d_])(date|time|datetime|timestamp|year|quarter|month|week|day|hour|minute|period|"
     r"unix|epoch|ts|fecha|datum|jahr|monat|año|année)(?![^\W\d_])"
@@ -587,13 +588,22 @@ MONTHS = (  # English, German, Spanish, Italian, Portuguese and French, four let
     "oct nov déc "
 )
 MONTH = re.compile(rf"(?<![^\W\d_])({MONTHS.strip().replace(' ', '|')})[^\W\d_]*")
-WHOLE_DATE = re.compile(r"\b((?:19|20)\d\d)(\d\d)(\d\d)\b")  # 20191231
-WHOLE_CLOCK = re.compile(r" (\d\d)(\d\d)(\d\d)$")  # 235900
-BARE_HOUR = re.compile(r"[ -](\d\d?)[ -]?([AaPp][Mm])$")  # 11-PM
 NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
-DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
-AFTER_HOUR = re.compile(  # of 16:30:05.123, 4:30 PM, 04:30:00+02:00
-    r"(\d\d)(?::(\d\d))?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?(?:([-+])(\d\d):?(\d\d)?)?"
+LIKE_DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
+READINGS = [  # of dates; a month in words has become a number of three digits
+    re.compile(rf"\D*{reading}(\D.*)?")
+    for reading in (
+        r"(?P<year>\d{4}|\d\d?(?=-))\D*(?P<month>(?<!\d)\d{3}|\d\d?)(\D*(?P<day>\d\d?))?",
+        r"(?P<month>\d\d?\d?)\D+((?P<day>\d\d?)\D+)?(?P<year>\d{4}|\d\d)",
+        r"(?P<day>\d\d?)\D+(?P<month>\d\d?\d?)\D+(?P<year>\d{4}|\d\d)",
+    )
+]
+BEFORE_CLOCK = re.compile(  # 16:30, 11-PM, 163005, or the 22 of 2019-12-31 22
+    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<= )\d{6}$|(?<=[-/.]\d\d )\d\d?$|$)"
+)
+CLOCK = re.compile(  # 16:30:05.123, 4:30 PM, 04:30:00+02:00, 163005
+    r"(\d\d?)?:?(\d\d)?:?(\d\d)?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?"
+    r"(?:([-+])(\d\d):?(\d\d)?)?"
 )
 
 
@@ -630,71 +640,58 @@ def read_rows(path, file, column, decimal):
     """The values of a column, and the cells of each column of times by its name."""
     head = list(islice(file, 50))
     names, above, delimiter = find_header(path, head, column)
-    at = names.index(column)
-    rows = csv.reader(chain(head[above:], file), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(
+        chain(head[above:], file), names, restval="", delimiter=delimiter, strict=True
+    )
     values = array("d")  # a list would take four times the memory
-    empty = array("q")
+    empty = []
     times = {}
-    for row in filter(None, rows):
-        if len(row) != len(names):
-            if len(row) > len(names):
-                refuse(path, above + rows.line_num, "has more cells than the header has names")
-            row += [""] * (len(names) - len(row))
-        cell = row[at]
+    for row in rows:
+        cell = row[column]
         value = to_number(cell, decimal)
-        may_be_1403 = not decimal and UNCLEAR.fullmatch(cell)  # 1.403
-        if may_be_1403 and (delimiter == ";" or any(map(DECIMAL_COMMA.search, row))):
+        if delimiter == ";" and not decimal and UNCLEAR.fullmatch(cell):
             value = math.inf
-        if math.isinf(value) and row[0] != "Ticker":  # in the second header row of yfinance
-            about = f"has {cell!r:.40}, which is no number like 1403.13, or could be two: --decimal"
-            refuse(path, above + rows.line_num, f"{about} . or --decimal , says which")
+        line = above + rows.line_num
+        if None in row:
+            raise UserError(f"{path}, line {line} has more cells than the header has names")
+        if math.isinf(value) and "Ticker" not in row.values():  # the second header of yfinance
+            raise UserError(
+                f"{path}, line {line} has {cell!r:.40}, which is no number like 1403.13, "
+                "or could be two: --decimal . or --decimal , says which"
+            )
         if not math.isfinite(value):
-            empty.append(above + rows.line_num)
+            empty.append(line)
             continue
         if not values:
-            times = {place: [] for place in time_columns(names, at, row)}
+            times = {name: [] for name in time_columns(row, column)}
         values.append(value)
-        for place, cells in times.items():
-            cells.append(row[place])
+        for name, cells in times.items():
+            cells.append(row[name])
     if not values:
         raise UserError(f"{path} has no number in column {column!r}")
     if empty:
         tell(path, f"rows without a value: {len(empty):,} skipped, from line {empty[0]} on")
-    times = {names[place]: cells for place, cells in times.items() if len(set(cells)) > 1}
+    times = {name: cells for name, cells in times.items() if len(set(cells)) > 1}
     return np.array(values), times
-
-
-def refuse(path, line, what):
-    """UserError for a line."""
-    raise UserError(f"{path}, line {line} {what}")
 
 
 def find_header(path, head, column):
     """The names above the first number in a column, the lines down to them, and the delimiter."""
-    found = None
+    found = [], 0, ","
+    if KLINE_ROW.fullmatch("".join(head[:1])):
+        found = KLINE, 0, ","
     for delimiter in ",;\t":
-        names = []
         rows = csv.reader(head, delimiter=delimiter)
         for row in rows:
-            if math.isfinite(to_number(dict(zip(names, row)).get(column, ""))):
+            if math.isfinite(to_number(dict(zip(found[0], row)).get(column, ""))):
                 return found
-            row = [name.strip(" <>").lower() for name in row]
-            if row.count(column) > 1:
-                raise UserError(f"{path} names {column!r} twice: see line {rows.line_num}")
-            if column in row:
-                names = row
+            names = [name.strip(" <>").lower() for name in row]
+            if names.count(column) == 1:
                 found = names, rows.line_num, delimiter
-    first = next(csv.reader(head), [])
-    if (
-        len(first) == len(KLINE)
-        and column in KLINE
-        and all(map(math.isfinite, map(to_number, first)))
-    ):
-        return KLINE, 0, ","  # Binance, without a header
-    if not found:
+    if column not in found[0]:
         raise UserError(
-            f"{path} has no column {column!r}: name one with --column. One of the first 50 lines "
-            f"must name them, divided by commas, semicolons or tabs; "
+            f"{path} has no column {column!r}, or two: name one with --column. One of the first 50 "
+            "lines must name them, divided by commas, semicolons or tabs; "
             f"the first is {''.join(head[:1])!r:.80}"
         )
     return found
@@ -708,9 +705,7 @@ def to_number(cell, decimal=None):
         return float(cell)
     except ValueError:
         cell = re.sub("[$€£¥]", "", cell).strip()
-    if THOUSANDS.fullmatch(cell):
-        if not decimal and "." not in cell and cell.count(",") == 1:
-            return math.inf  # 1,403 may be 1.403
+    if THOUSANDS.fullmatch(cell) and (decimal or not UNCLEAR.fullmatch(cell)):
         cell = re.sub("[, '\xa0]", "", cell)
     try:
         return float(cell)
@@ -718,16 +713,17 @@ def to_number(cell, decimal=None):
         return math.inf if re.search(r"\d", cell) else math.nan
 
 
-def time_columns(names, at, row):
-    """The places of the columns of times, by their names or by what a row has there."""
-    places = []
-    for place, (name, cell) in enumerate(zip(names, row)):
-        is_number = NUMBER.fullmatch(cell)
-        is_date = not is_number and DATE.match(cell) and any(read_time(cell))
-        since_1970 = is_number and place == 0 and float(cell) > 1e8
-        if place != at and (SAYS_TIME.search(name) or is_date or since_1970):
-            places.append(place)
-    return places
+def time_columns(row, column):
+    """The names of the columns of times, by what a row has there or by themselves."""
+    found = []
+    for place, (name, cell) in enumerate(row.items()):
+        if NUMBER.fullmatch(cell):
+            is_time = place == 0 and float(cell) > 1e8  # since 1970
+        else:
+            is_time = LIKE_DATE.match(cell) and steps_of([cell])
+        if name != column and (is_time or SAYS_TIME.search(name)):
+            found.append(name)
+    return found
 
 
 def find_order(path, values, times):
@@ -741,98 +737,83 @@ def find_order(path, values, times):
         for names in permutations(times, count):
             cells = [" ".join(parts) for parts in zip(*(times[name] for name in names))]
             for steps in steps_of(cells):
-                repeats = (steps == 0) & (np.diff(values) == 0)
-                twice = np.sum(steps == 0) - np.sum(repeats)
+                twice = (steps == 0) & (np.diff(values) != 0)
                 rises = np.any(steps > 0)
-                if rises != np.any(steps < 0) and twice <= len(cells) / 100:
+                if rises != np.any(steps < 0) and twice.sum() <= len(cells) / 100:
                     order = "file" if rises else "reversed"
-                    found[order] = " ".join(names), cells[:: 1 if rises else -1], twice, repeats
+                    found[order] = " ".join(names), cells[:: 1 if rises else -1], steps == 0, twice
         if found:
             break
-    if len(found) == 1:
-        ((order, (name, cells, twice, repeats)),) = found.items()
-        tell(path, f"order of {name!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
-        if repeats.any():
-            tell(path, f"rows with the time and value of the row before: {repeats.sum():,} skipped")
-        if twice:
-            tell(path, f"{twice} rows have the time of the row before: it is there twice")
-        return order, np.flatnonzero(repeats) + 1
-    often, count = Counter(cells).most_common(1)[0]
-    raise UserError(
-        f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or"
-        f" cannot be read ({often!r} is there {count} times: above 1, are there several series in "
-        f"one file?); --order file takes the rows as they stand, --order reversed the last first"
-    )
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or "
+            "cannot be read (several series in one file?); --order file takes the rows as they "
+            "stand, --order reversed the last first"
+        )
+    ((order, (name, cells, stands, twice)),) = found.items()
+    tell(path, f"order of {name!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
+    repeats = stands & ~twice
+    if stands.any():
+        tell(
+            path,
+            f"rows with the time of the row before: {repeats.sum():,} skipped, which have its "
+            f"value, and {twice.sum():,} kept: their time is there twice",
+        )
+    return order, np.flatnonzero(repeats) + 1
 
 
 def steps_of(cells):
-    """Whether times rise (1), fall (-1) or stand still (0), for each reading of them: arrays."""
+    """Whether times rise (1), fall (-1) or stand still (0), by each reading: arrays."""
     found = []
-    for times in zip(*map(read_time, cells)):
-        if None not in times:
-            steps = [(now > before) - (now < before) for before, now in pairwise(times)]
-            found.append(np.array(steps))
+    for reading in READINGS:
+        times = (read_time(cell, reading) for cell in cells)
+        with suppress(ValueError):
+            signs = [(now > before) - (now < before) for before, now in pairwise(times)]
+            found.append(np.array(signs))
     return found
 
 
-def read_time(cell):
-    """A time as a number that rises, read as year-month-day, month-day-year and day-month-year.
-
-    None stands where it cannot be read so.
-    """
-    if ":" not in cell:
-        cell = BARE_HOUR.sub(r" \1:00\2", WHOLE_CLOCK.sub(r" \1:\2:\3", cell))
-    before, colon, after = cell.partition(":")
-    if not colon:
-        return read_date(cell)
-    day = before.rstrip("0123456789")
-    clock = read_clock(before[len(day) :], after)
-    if clock is None:
-        return [None] * 3
-    return [None if time is None else time + clock for time in read_date(day)]
+def read_time(cell, reading):
+    """A time in nanoseconds; ValueError where it cannot be read so."""
+    end = BEFORE_CLOCK.match(cell).end()
+    return read_date(cell[:end], reading) + read_clock(cell[end:])
 
 
 @lru_cache(100_000)
-def read_clock(hour, after):
-    """The nanoseconds of a time of day, in UTC where it says how far it is from it."""
-    found = AFTER_HOUR.fullmatch(after.lower().strip())
-    if not found or not hour:
-        return None
-    minute, second, fraction, half, sign, hours, minutes = found.groups("0")
+def read_clock(text):
+    """A time of day in nanoseconds, in UTC where it says how far it is from it."""
+    found = CLOCK.fullmatch(text.lower().strip())
+    if not found:
+        raise ValueError(text)
+    hour, minute, second, fraction, half, sign, hours, minutes = found.groups("0")
     hour = int(hour)
     if half != "0":
         hour = hour % 12 + 12 * (half == "pm")
-    from_utc = int(hours) * 60 + int(minutes)
-    if sign == "-":
-        from_utc = -from_utc
-    seconds = (hour * 60 + int(minute) - from_utc) * 60 + int(second)
+    minutes_ahead = int(sign + hours) * 60 + int(sign + minutes)  # of UTC
+    seconds = (hour * 60 + int(minute) - minutes_ahead) * 60 + int(second)
     return seconds * 10**9 + int(fraction.ljust(9, "0"))
 
 
 @lru_cache(100_000)
-def read_date(text):
-    """A date in each of the three readings; a lone number is a year, or a time since 1970."""
-    text = WHOLE_DATE.sub(r"\1-\2-\3", MONTH.sub(month_number, text.strip().lower()))
+def read_date(text, reading):
+    """A date in nanoseconds; a number alone is a year, or a time since 1970."""
+    text = MONTH.sub(month_number, text.strip().lower())
     if NUMBER.fullmatch(text):
-        return [to_nanoseconds(text)] * 3
-    numbers = re.findall(r"\d+", text)
-    if not numbers:
-        return [0] * 3  # a time of day alone
-    hour = 0
-    if len(numbers) == 4:
-        hour = int(numbers.pop())
-    if len(numbers) == 2:  # a year and its month, quarter or week
-        first, second = numbers
-        readings = [(first.zfill(2), second, "0"), (second, first, "0"), (second, first, "0")]
-    elif len(numbers) == 3:
-        first, second, third = numbers
-        readings = [(first, second, third), (third, first, second), (third, second, first)]
-    else:
-        return [None] * 3
-    days = [day_number(*reading, hour) for reading in readings]
-    if not re.match(r"\D*(\d{4}|\d\d?-)", text):
-        days[0] = None  # a year of two digits stands first only before a dash
-    return days
+        return since_1970(text)
+    if not re.search(r"\d", text):
+        return 0  # a time of day alone
+    found = reading.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    year = int(found["year"])
+    month = int(found["month"])
+    if year < 100:
+        year += 2000 if year < 70 else 1900
+    if found["day"]:
+        day = date(year, month, int(found["day"])).toordinal()
+    else:  # a quarter, month or week counts as a day of its year: only the order matters
+        day = date(year, 1, 1).toordinal() + month
+    return day * 24 * 3600 * 10**9
 
 
 def month_number(found):
@@ -840,20 +821,12 @@ def month_number(found):
     return f"{MONTHS.index(found[1]) // 4 % 12 + 1:03}"
 
 
-def to_nanoseconds(digits):
-    """A number of seconds since 1970, of thousandths or finer, in one unit; a year as it is."""
+def since_1970(digits):
+    """A number of seconds, of thousandths or finer, in one unit; a year as it is."""
     number = float(digits) if "." in digits else int(digits)
     while 10**8 < number < 10**17:
         number *= 1000
     return number
-
-
-def day_number(year, month, day, hour):
-    """A date as nanoseconds, with months of 100 days; None for what is no date."""
-    if len(year) not in (2, 4) or len(day) == 3 or int(day) > 31 or int(day) and int(month) > 12:
-        return None
-    year = int(year) + (len(year) == 2) * (2000 if int(year) < 70 else 1900)
-    return (((year * 100 + int(month)) * 100 + int(day)) * 24 + hour) * 3600 * 10**9
 
 
 # --------------------------------------------------------------------------------------------------
