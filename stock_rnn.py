@@ -237,7 +237,8 @@ def train(
     history = state["history"]
     for epoch in range(len(history["val_loss"]) + 1, epochs + 1):
         torch.set_rng_state(state["random"])  # whatever report has drawn, training goes on alike
-        train_loss = train_epoch(model, train_loader, criterion, optimizer)
+        model.train()
+        train_loss = mean_loss(model, train_loader, criterion, optimizer)
         if scheduler:
             scheduler.step()
         val_loss = evaluate(model, val_loader, criterion)
@@ -276,41 +277,31 @@ def set_rates(optimizer, scheduler):
             group["lr"] = first_rate * plan(scheduler.last_epoch)
 
 
-def train_epoch(model, loader, criterion, optimizer):
-    """One pass over the batches of a loader; returns the mean loss."""
-    model.train()
-    total = 0.0
-    count = 0
-    for x, target in loader:
-        loss = loss_of(model, x, target, criterion)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(target)
-        count += len(target)
-    return total / count
-
-
 @torch.no_grad()
 def evaluate(model, loader, criterion):
     """The mean loss over the batches of a loader, in eval mode."""
     model.eval()
+    return mean_loss(model, loader, criterion)
+
+
+def mean_loss(model, loader, criterion, optimizer=None):
+    """The mean loss over one pass through a loader; an optimiser takes a step after each batch."""
+    device = next(model.parameters()).device
     total = 0.0
     count = 0
     for x, target in loader:
-        total += loss_of(model, x, target, criterion).item() * len(target)
+        output = model(x.to(device))
+        shape = getattr(output, "shape", type(output).__name__)
+        if shape != target.shape:  # torch would broadcast them, and learn something else
+            raise UserError(f"the model answers {shape}, and must answer a tensor {target.shape}")
+        loss = criterion(output, target.to(device))
+        if optimizer:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        total += loss.item() * len(target)
         count += len(target)
     return total / count
-
-
-def loss_of(model, x, target, criterion):
-    """The loss of a model on a batch."""
-    device = next(model.parameters()).device
-    output = model(x.to(device))
-    shape = getattr(output, "shape", type(output).__name__)
-    if shape != target.shape:  # torch would broadcast them, and learn something else
-        raise UserError(f"the model answers {shape}, and must answer a tensor of {target.shape}")
-    return criterion(output, target.to(device))
 
 
 def adamw(model, epochs, learning_rate=3e-3):
@@ -368,13 +359,12 @@ def errors_by_step(model, dataset, steps=1):
     For each step, arrays of the errors of the model, of the errors of the naive forecast, which is
     the last value of the window, and of the units of the windows.
     """
-    forecasts = forecast(model, dataset, steps)
     found = []
-    for step in range(1, steps + 1):
-        true = dataset.values[dataset.seq_length + step - 1 :]
+    for step, predicted in enumerate(forecast(model, dataset, steps).T):
+        true = dataset.values[dataset.seq_length + step :]
         last = dataset.values[dataset.seq_length - 1 :][: len(true)]
         _, unit = dataset.centre_and_unit(last)
-        found.append((true - forecasts[: len(true), step - 1], true - last, unit))
+        found.append((true - predicted[: len(true)], true - last, unit))
     return found
 
 
@@ -404,29 +394,21 @@ def shares_inside(model, test_set, found):
 def errors_of(model, test_set, train_set):
     """True value less forecast at every target, (N - T,), of the model and of simple forecasts.
 
-    These are naive, the last value, and drift and linear, fitted to a training set.
+    These are naive, the last value; drift, which adds the mean change of a training set; and
+    linear, a weighted sum of the window and 1, with the least squared error on it.
     """
     ((error, naive, unit),) = errors_by_step(model, test_set)
-    true = test_set.values[test_set.seq_length :]
-    centre, _ = test_set.centre_and_unit(true - naive)
-    drift, weights = simple_forecasts(train_set)
-    output = with_one(test_set[:][0]) @ weights
+    x, target = train_set[:]
+    drift = (target - x[:, -1]).mean().item()
+    weights = torch.linalg.pinv(with_one(x)) @ target.double()  # (T + 1, 1)
+    x, target = test_set[:]
+    linear_error = target.double() - with_one(x) @ weights
     return {
         "model": error,
         "naive": naive,
         "drift": naive - unit * drift,
-        "linear": true - centre - unit * output.numpy(),
+        "linear": unit * linear_error[:, 0].numpy(),
     }
-
-
-def simple_forecasts(train_set):
-    """Of a training set, in its normalised values: the mean change, and weights, (T + 1,).
-
-    They are those of a window and of 1 whose sum has the least squared error.
-    """
-    x, target = train_set[:]
-    weights, *_ = np.linalg.lstsq(with_one(x).numpy(), target[:, 0].double().numpy(), rcond=None)
-    return (target - x[:, -1]).mean().item(), torch.from_numpy(weights)
 
 
 def with_one(x):
@@ -482,26 +464,24 @@ def verdict(errors):
         return f"Too few values to tell: {len(errors['model'])}, and 30 are needed."
     size = {name: rms(error) for name, error in errors.items()}
     t = {name: diebold_mariano(errors["model"], errors[name]) for name in BASELINES}
-    is_worse = {
-        name: t[name] < -T_CRITICAL and size["model"] >= 1.001 * size[name] for name in BASELINES
-    }
     unbeaten = [
         name for name in BASELINES if t[name] <= T_CRITICAL or size["model"] > 0.999 * size[name]
     ]
-    if is_worse["naive"]:
-        loss = size["model"] / size["naive"] - 1
-        return f"Worse than the last value: its error is {loss:.1%} larger."
+    strongest = min(unbeaten or BASELINES, key=size.get)
+    if "naive" in unbeaten:
+        strongest = "naive"
+    is_worse = t[strongest] < -T_CRITICAL and size["model"] >= 1.001 * size[strongest]
+    gain = 1 - size["model"] / size["naive"]
+    if strongest == "naive" and is_worse:
+        return f"Worse than the last value: its error is {-gain:.1%} larger."
     if "naive" in unbeaten:
         return (
             "No evidence that it is better than the last value: "
             "the difference is too small, or chance often makes such a one."
         )
     if unbeaten:
-        strongest = min(unbeaten, key=t.get)
-        but = "worse than" if is_worse[strongest] else "not shown to be better than"
-        gain = f"{1 - size['model'] / size['naive']:.1%} smaller"
-        return f"Better than the last value ({gain}), but {but} {BASELINES[strongest]}."
-    strongest = min(BASELINES, key=size.get)
+        but = "worse than" if is_worse else "not shown to be better than"
+        return f"Better than the last value ({gain:.1%} smaller), but {but} {BASELINES[strongest]}."
     return (
         f"Better than all three simple forecasts: its error is "
         f"{1 - size['model'] / size[strongest]:.1%} smaller than that of {BASELINES[strongest]}."
@@ -553,12 +533,11 @@ def draw_picture(path, settings, test_set, errors):
 
     true = test_set.values[test_set.seq_length :]
     size = {simple: rms(errors[simple]) for simple in BASELINES}
-    strongest = min(size, key=size.get)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(true, label="true")
     axes.plot(true - errors["model"], label="predicted")
-    for simple in dict.fromkeys(["naive", strongest]):
+    for simple in dict.fromkeys(["naive", min(size, key=size.get)]):
         axes.plot(true - errors[simple], ":", label=f"{simple}: {BASELINES[simple]}")
     name = settings.column.replace("$", r"\$")  # what stands between two would be a formula
     axes.set(xlabel="row of the test part", ylabel=name, xmargin=0)
