@@ -227,13 +227,11 @@ def train(
     parts = {"model": model, "optimizer": optimizer}
     if scheduler:
         parts["scheduler"] = scheduler
-    if state:
-        state = copy.deepcopy(state)
-        for name, part in parts.items():
+    state = copy.deepcopy(state) or new_state(model, val_loader, criterion)
+    for name, part in parts.items():
+        if name in state:
             part.load_state_dict(state[name])
-        set_rates(optimizer, scheduler)
-    else:
-        state = new_state(model, val_loader, criterion)
+    set_rates(optimizer, scheduler)
     history = state["history"]
     for epoch in range(len(history["val_loss"]) + 1, epochs + 1):
         torch.set_rng_state(state["random"])  # whatever report has drawn, training goes on alike
@@ -246,8 +244,7 @@ def train(
             raise UserError(f"no finite loss in epoch {epoch}: try a lower learning rate")
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
-        for name, part in parts.items():
-            state[name] = copy.deepcopy(part.state_dict())
+        state |= {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
         state["random"] = torch.get_rng_state()
         if val_loss < state["best_loss"]:
             state |= {"best": state["model"], "best_loss": val_loss, "best_epoch": epoch}
@@ -269,7 +266,7 @@ def new_state(model, val_loader, criterion):
 
 
 def set_rates(optimizer, scheduler):
-    """Give an optimiser that was loaded the rates by the plan of a LambdaLR, which may be new."""
+    """Give an optimiser the rates by the plan of a LambdaLR, which may be new after loading."""
     if isinstance(scheduler, LambdaLR):
         for group, first_rate, plan in zip(
             optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
@@ -326,15 +323,14 @@ def forecast(model, dataset, steps=1):
     """
     model.eval()
     device = next(model.parameters()).device
-    windows = torch.from_numpy(dataset.values).unfold(0, dataset.seq_length, 1)
-    found = []
+    rows = torch.from_numpy(dataset.values).unfold(0, dataset.seq_length, 1)
     for _ in range(steps):
+        windows = rows[:, -dataset.seq_length :]
         centre, unit = dataset.centre_and_unit(windows[:, -1:])
         x = ((windows - centre) / unit).float()[..., None]
         output = torch.cat([model(part.to(device)).cpu() for part in x.split(1024)])
-        found.append(centre + unit * output.double())
-        windows = torch.cat([windows[:, 1:], found[-1]], dim=1)
-    return torch.cat(found, dim=1).numpy()
+        rows = torch.cat([rows, centre + unit * output.double()], dim=1)
+    return rows[:, dataset.seq_length :].numpy()
 
 
 def test(model, test_set, steps=1):
@@ -374,21 +370,20 @@ def intervals(model, val_set, steps=1):
     They are the quantiles 0.1 and 0.9 of the errors in units of their windows, nan where there are
     fewer than 30: a value is expected from forecast + unit * low to forecast + unit * high.
     """
-    found = np.full((steps, 2), math.nan)
-    for step, (error, _, unit) in enumerate(errors_by_step(model, val_set, steps)):
-        if len(error) >= 30:
-            found[step] = np.quantile(error / unit, [0.1, 0.9])
-    return found
+    found = []
+    for error, _, unit in errors_by_step(model, val_set, steps):
+        is_enough = len(error) >= 30
+        found.append(np.quantile(error / unit, [0.1, 0.9]) if is_enough else [math.nan] * 2)
+    return np.array(found)
 
 
 def shares_inside(model, test_set, found):
     """The share of the values that lay in such intervals, for each step ahead: (steps,)."""
-    shares = np.full(len(found), math.nan)
-    for step, (error, _, unit) in enumerate(errors_by_step(model, test_set, len(found))):
-        low, high = found[step]
-        if low <= high:  # and not nan
-            shares[step] = np.mean((low <= error / unit) & (error / unit <= high))
-    return shares
+    shares = []
+    for (error, _, unit), (low, high) in zip(errors_by_step(model, test_set, len(found)), found):
+        is_inside = (low <= error / unit) & (error / unit <= high)
+        shares.append(math.nan if math.isnan(low) else np.mean(is_inside))
+    return np.array(shares)
 
 
 def errors_of(model, test_set, train_set):
@@ -488,8 +483,9 @@ def verdict(errors):
     )
 
 
-def print_errors(errors, title):
-    """Print the figures of each forecast of a test, and what they come to."""
+def print_test(title, model, train_set, val_set, test_set, steps=1):
+    """Print the figures of each forecast of a test, those of several steps, and the verdict."""
+    errors = errors_of(model, test_set, train_set)
     naive = errors["naive"]
     figures = [score(error, naive) for error in errors.values()]
     t = [diebold_mariano(errors["model"], errors[name]) for name in BASELINES]
@@ -499,6 +495,13 @@ def print_errors(errors, title):
     print_row("Theil U, error / naive error", [f"{each['theil_u']:.4f}" for each in figures])
     print_row("moves with the right sign", [f"{each['direction']:.1%}" for each in figures])
     print_row("Diebold-Mariano t of model", ["-", *(f"{value:.2f}" for value in t)])
+    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
+    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
+    print()
+    print_row("steps ahead", map(str, range(1, steps + 1)))
+    print_row("U at that step", [f"{each:.4f}" for each in theil_u])
+    print_row("inside the 80 % interval", [f"{share:.1%}" for share in shares])
+    print(f"\n{verdict(errors)}")
 
 
 def print_row(label, cells):
@@ -506,25 +509,18 @@ def print_row(label, cells):
     print(f"{label:<30}" + "".join(f"{cell.replace('nan%', '-'):>12}" for cell in cells))
 
 
-def print_steps(model, test_set, val_set, steps):
-    """Print how good a model is at each of several steps ahead."""
-    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
-    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
-    print()
-    print_row("steps ahead", map(str, range(1, steps + 1)))
-    print_row("U at that step", [f"{each:.4f}" for each in theil_u])
-    print_row("inside the 80 % interval", [f"{share:.1%}" for share in shares])
-
-
-def draw_picture(path, settings, test_set, errors):
-    """Write a picture of the forecasts of a test beside the true values, as png, svg or pdf.
+def draw_picture(settings, model, train_set, test_set):
+    """Draw the forecasts of a test beside the true values, where the settings ask for a picture.
 
     Of the simple forecasts the naive one is drawn, and the one with the smallest error. UserError
     where matplotlib is missing, or a file is there that the run of the settings has not drawn.
     """
+    path = settings.plot
+    if not path:
+        return
     if not path.endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot must end in .png, .svg or .pdf, not {path}")
-    if os.path.lexists(path) and os.path.abspath(path) != settings.plot:
+    if os.path.lexists(path) and os.path.abspath(path) != settings.drawn:
         raise UserError(f"--plot {path} is there, and no picture of this run: name another")
     try:
         from matplotlib.figure import Figure
@@ -532,20 +528,21 @@ def draw_picture(path, settings, test_set, errors):
         raise UserError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
 
     true = test_set.values[test_set.seq_length :]
-    size = {simple: rms(errors[simple]) for simple in BASELINES}
+    errors = errors_of(model, test_set, train_set)
+    size = {name: rms(errors[name]) for name in BASELINES}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(true, label="true")
     axes.plot(true - errors["model"], label="predicted")
-    for simple in dict.fromkeys(["naive", min(size, key=size.get)]):
-        axes.plot(true - errors[simple], ":", label=f"{simple}: {BASELINES[simple]}")
-    name = settings.column.replace("$", r"\$")  # what stands between two would be a formula
-    axes.set(xlabel="row of the test part", ylabel=name, xmargin=0)
+    for name in dict.fromkeys(["naive", min(size, key=size.get)]):
+        axes.plot(true - errors[name], ":", label=f"{name}: {BASELINES[name]}")
+    column = settings.column.replace("$", r"\$")  # what stands between two would be a formula
+    axes.set(xlabel="row of the test part", ylabel=column, xmargin=0)
     axes.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format=path[-3:])
     write_whole(path, picture.getvalue(), replace=True)
-    settings.plot = os.path.abspath(path)
+    settings.drawn = os.path.abspath(path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -554,8 +551,10 @@ def draw_picture(path, settings, test_set, errors):
 ORDERS = ["time", "file", "reversed"]
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *"------"]  # as Binance has them
 KLINE_ROW = re.compile(r"([\d.]+,){11}[\d.]+\s*")
-THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}([, '\xa0])\d{3}(\1\d{3})*(\.\d*)?")
-UNCLEAR = re.compile(r"[-+]?[1-9]\d{0,2}[.,]\d{3}")  # 1,403 and 1.403
+WRITTEN_NUMBER = re.compile(  # -$1,403.13, 1 403 131 or 5 €
+    r"[$€£¥]?[-+]?[$€£¥]?(\d+|[1-9]\d{0,2}([, '\xa0])\d{3}(\2\d{3})*)(\.\d*)?\s*[$€£¥]?"
+)
+UNCLEAR = re.compile(r"\D*[1-9]\d{0,2}[.,]\d{3}\D*")  # 1,403 and 1.403
 SAYS_TIME = re.compile(
     r"(?<![^\W\d_])(date|time|datetime|timestamp|year|quarter|month|week|day|hour|minute|period|"
     r"unix|epoch|ts|fecha|datum|jahr|monat|año|année)(?![^\W\d_])"
@@ -683,12 +682,8 @@ def to_number(cell, decimal=None):
     try:
         return float(cell)
     except ValueError:
-        cell = re.sub("[$€£¥]", "", cell).strip()
-    if THOUSANDS.fullmatch(cell) and (decimal or not UNCLEAR.fullmatch(cell)):
-        cell = re.sub("[, '\xa0]", "", cell)
-    try:
-        return float(cell)
-    except ValueError:
+        if WRITTEN_NUMBER.fullmatch(cell) and (decimal or not UNCLEAR.fullmatch(cell)):
+            return float(re.sub(r"[^-.\d]", "", cell))
         return math.inf if re.search(r"\d", cell) else math.nan
 
 
@@ -711,16 +706,18 @@ def find_order(path, values, times):
     Each column of times is tried alone, and joined to others where none puts the rows in order.
     All readings that do so must agree.
     """
-    for count in (1, 2, 3):
+    for width in (1, 2, 3):
         found = {}
-        for names in permutations(times, count):
+        for names in permutations(times, width):
             cells = [" ".join(parts) for parts in zip(*(times[name] for name in names))]
             for steps in steps_of(cells):
-                twice = (steps == 0) & (np.diff(values) != 0)
-                rises = np.any(steps > 0)
-                if rises != np.any(steps < 0) and twice.sum() <= len(cells) / 100:
+                stands = steps == 0
+                repeats = stands & (np.diff(values) == 0)
+                is_one_series = stands.sum() - repeats.sum() <= len(cells) / 100
+                rises = 1 in steps
+                if rises != (-1 in steps) and is_one_series:
                     order = "file" if rises else "reversed"
-                    found[order] = " ".join(names), cells[:: 1 if rises else -1], steps == 0, twice
+                    found[order] = names, cells[:: 1 if rises else -1], stands, repeats
         if found:
             break
     if len(found) != 1:
@@ -729,14 +726,13 @@ def find_order(path, values, times):
             "cannot be read (several series in one file?); --order file takes the rows as they "
             "stand, --order reversed the last first"
         )
-    ((order, (name, cells, stands, twice)),) = found.items()
-    tell(path, f"order of {name!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
-    repeats = stands & ~twice
+    ((order, (names, cells, stands, repeats)),) = found.items()
+    tell(path, f"order of {' '.join(names)!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
     if stands.any():
         tell(
             path,
-            f"rows with the time of the row before: {repeats.sum():,} skipped, which have its "
-            f"value, and {twice.sum():,} kept: their time is there twice",
+            f"rows with the time of the row before, which is there twice: {stands.sum():,}; of "
+            f"them skipped, as the value is the same: {repeats.sum():,}",
         )
     return order, np.flatnonzero(repeats) + 1
 
@@ -811,24 +807,7 @@ def since_1970(digits):
 # --------------------------------------------------------------------------------------------------
 # Checkpoint: the settings, the values and the state of a run, in one file
 
-SETTINGS = [
-    "prices",
-    "column",
-    "order",
-    "decimal",
-    "normalise",
-    "cell",
-    "hidden_size",
-    "seq_length",
-    "batch_size",
-    "learning_rate",
-    "val_fraction",
-    "test_fraction",
-    "epochs",
-    "seed",
-    "device",
-    "plot",
-]
+VERSION = 1  # of the settings and of the state
 
 
 def save_checkpoint(path, settings, values, state, replace=False):
@@ -836,9 +815,14 @@ def save_checkpoint(path, settings, values, state, replace=False):
 
     It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
-    kept = {name: getattr(settings, name) for name in SETTINGS}
+    run = {
+        "version": VERSION,
+        "settings": vars(settings),
+        "values": torch.tensor(values),
+        "state": state,
+    }
     file = io.BytesIO()
-    torch.save({"settings": kept, "values": torch.tensor(values), "state": state}, file)
+    torch.save(run, file)
     return write_whole(path, file.getvalue(), replace)
 
 
@@ -854,7 +838,7 @@ def load_checkpoint(path):
         if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
             raise ValueError("a checksum is wrong")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if list(saved["settings"]) != SETTINGS:
+        if saved["version"] != VERSION:
             raise ValueError("it is of another version")
     except Exception as error:  # damaged bytes can make torch raise almost anything
         raise UserError(
@@ -908,7 +892,30 @@ def free_name(path):
 DATA = Path(__file__).resolve().parent / "data" / "btcusd_20h.csv"
 
 
-def learn(settings, values, path, plot, state=None, replace=False):
+def train_command(args):
+    """Start a new run on a file of values, in a checkpoint of its own."""
+    if args.prices == str(DATA) and not DATA.exists():
+        raise UserError("give a CSV file: python stock_rnn.py train my.csv")
+    values = load_prices(args.prices, args.column, args.order, args.decimal)
+    return learn(args, values, args.checkpoint)
+
+
+def resume_command(args):
+    """Go on with the run of a checkpoint as if it had not been stopped, or to more epochs."""
+    path = args.checkpoint
+    if os.path.islink(path):
+        path = os.path.realpath(path)
+    _, settings, values, state = load_checkpoint(path)
+    settings.device = args.device or settings.device
+    settings.epochs = args.epochs or settings.epochs
+    settings.plot = args.plot
+    done = len(state["history"]["val_loss"]) if state else 0
+    if settings.epochs < done:
+        raise UserError(f"the run is at epoch {done}: {settings.epochs} is too few")
+    return learn(settings, values, path, state, replace=True)
+
+
+def learn(settings, values, path, state=None, replace=False):
     """Train, saving after every epoch, and test; returns the exit status."""
     train_set, val_set, test_set = parts_of(settings, values)
     check_device(settings.device)
@@ -916,74 +923,58 @@ def learn(settings, values, path, plot, state=None, replace=False):
     model = RNN(settings.hidden_size, settings.cell).to(settings.device)
     optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
     test(model, test_set)  # what cannot be tested, drawn or written shows before training
-    if plot:
-        draw_picture(plot, settings, test_set, errors_of(model, test_set, train_set))
+    draw_picture(settings, model, train_set, test_set)
     path = save_checkpoint(path, settings, values, state, replace)
-    naive_loss = print_heading(path, settings, train_set, val_set, test_set)
-    if state and len(state["history"]["val_loss"]) == settings.epochs:
-        print(f"the run has ended at epoch {settings.epochs}")
-    try:
-        train(
-            model,
-            DataLoader(train_set, settings.batch_size, shuffle=True),
-            DataLoader(val_set, 1024),
-            nn.MSELoss(),
-            optimizer,
-            scheduler,
-            settings.epochs,
-            partial(save_and_report, path, settings, values, naive_loss),
-            state,
-        )
-    except KeyboardInterrupt:
-        print(f"\nstopped: all up to the last epoch is saved in {path}")
-        print(f"to go on:  {command_line('resume', path)}")
-        return 130
-    print_result(path, plot, naive_loss)
-    return 0
-
-
-def save_and_report(path, settings, values, naive_loss, state):
-    """Save after every epoch, and print about a dozen rows in all."""
-    save_checkpoint(path, settings, values, state, replace=True)
-    train_losses, val_losses = state["history"].values()
-    epoch = len(val_losses)
-    if epoch == settings.epochs or epoch % math.ceil(settings.epochs / 12) == 0:
-        print_epoch(epoch, train_losses[-1], val_losses[-1], naive_loss)
-
-
-def print_heading(path, settings, train_set, val_set, test_set):
-    """Print what is trained on what, and the head of the rows; returns the loss of naive."""
     print(
         f"{Path(settings.prices).name}, {settings.column}, {train_set.normalise}, saved in {path}\n"
         f"{len(train_set):,} to train on, {len(val_set):,} to validate, "
         f"{len(test_set):,} to test\n\n"
         f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
     )
+    if state and len(state["history"]["val_loss"]) == settings.epochs:
+        print(f"the run has ended at epoch {settings.epochs}")
+    train_loader = DataLoader(train_set, settings.batch_size, shuffle=True)
+    val_loader = DataLoader(val_set, 1024)
+    report = partial(save_and_report, path, settings, values, val_set)
+    plan = optimizer, scheduler, settings.epochs
+    try:
+        train(model, train_loader, val_loader, nn.MSELoss(), *plan, report, state)
+    except KeyboardInterrupt:
+        print(f"\nstopped: all up to the last epoch is saved in {path}")
+        print(f"to go on:  {command_line('resume', path)}")
+        return 130
+    print_result(path)
+    return 0
+
+
+def save_and_report(path, settings, values, val_set, state):
+    """Save after every epoch, and print about a dozen rows in all."""
+    save_checkpoint(path, settings, values, state, replace=True)
+    epoch = len(state["history"]["val_loss"])
+    if epoch == settings.epochs or epoch % math.ceil(settings.epochs / 12) == 0:
+        print_epoch(epoch, state, val_set)
+
+
+def print_epoch(epoch, state, val_set, remark=""):
+    """Print the row of an epoch; that of epoch 0, the untrained model, has no training loss."""
+    train_loss = [math.nan, *state["history"]["train_loss"]][epoch]
+    val_loss = [state["best_loss"], *state["history"]["val_loss"]][epoch]
     x, target = val_set[:]
-    return nn.functional.mse_loss(x[:, -1], target).item()
-
-
-def print_epoch(epoch, train_loss, val_loss, naive_loss, remark=""):
-    """Print the row of an epoch."""
-    share = val_loss / (naive_loss or math.nan)
+    share = val_loss / nn.functional.mse_loss(x[:, -1], target)
     row = f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{share:>15.4f}"
     print(row.replace("nan", "  -") + remark, flush=True)
 
 
-def print_result(path, plot, naive_loss):
+def print_result(path):
     """Print and draw how well the weights of the best epoch do on the test part."""
     model, settings, values, state = load_checkpoint(path)
     train_set, val_set, test_set = parts_of(settings, values)
     epoch = state["best_epoch"]
-    train_loss = state["history"]["train_loss"][epoch - 1] if epoch else math.nan
-    print_epoch(epoch, train_loss, state["best_loss"], naive_loss, "  used: the lowest")
-    errors = errors_of(model, test_set, train_set)
-    if plot:
-        draw_picture(plot, settings, test_set, errors)
+    print_epoch(epoch, state, val_set, "  used: the lowest")
+    draw_picture(settings, model, train_set, test_set)
     untrained = " (untrained)" * (epoch == 0)
-    print_errors(errors, f"values never seen, by the weights of epoch {epoch}{untrained}")
-    print_steps(model, test_set, val_set, 1)
-    print(f"\n{verdict(errors)}")
+    title = f"values never seen, by the weights of epoch {epoch}{untrained}"
+    print_test(title, model, train_set, val_set, test_set)
     if os.path.isfile(settings.prices):  # a pipe cannot be read again
         print(f"\nfor the next value:\n{command_line('predict', path, settings.prices)}")
 
@@ -1012,40 +1003,13 @@ def command_line(*words):
     return shlex.join(["python", sys.argv[0], *words])
 
 
-def train_command(args):
-    """Start a new run on a file of values, in a checkpoint of its own."""
-    if args.prices == str(DATA) and not DATA.exists():
-        raise UserError("give a CSV file: python stock_rnn.py train my.csv")
-    values = load_prices(args.prices, args.column, args.order, args.decimal)
-    plot = args.plot
-    args.plot = ""  # none has been drawn yet
-    return learn(args, values, args.checkpoint, plot)
-
-
-def resume_command(args):
-    """Go on with the run of a checkpoint as if it had not been stopped, or to more epochs."""
-    path = args.checkpoint
-    if os.path.islink(path):
-        path = os.path.realpath(path)
-    _, settings, values, state = load_checkpoint(path)
-    settings.device = args.device or settings.device
-    settings.epochs = args.epochs or settings.epochs
-    done = len(state["history"]["val_loss"]) if state else 0
-    if settings.epochs < done:
-        raise UserError(f"the run is at epoch {done}: {settings.epochs} is too few")
-    return learn(settings, values, path, args.plot, state, replace=True)
-
-
 def test_command(args):
     """Test a model on all values of a file that it was not trained on."""
     model, settings, values, found = loaded(args)
     train_set, val_set, test_set = parts_of(settings, values)
-    found = after(values[: len(values) - len(test_set)], found, settings.seq_length)
+    found = after(values[: -len(test_set)], found, settings.seq_length)
     test_set = train_set.with_values(found)
-    errors = errors_of(model, test_set, train_set)
-    print_errors(errors, "values of this file")
-    print_steps(model, test_set, val_set, args.steps)
-    print(f"\n{verdict(errors)}")
+    print_test("values of this file", model, train_set, val_set, test_set, args.steps)
 
 
 def predict_command(args):
@@ -1056,8 +1020,8 @@ def predict_command(args):
     _, unit = window.centre_and_unit(found[-1])
     print("value, low and high: 80 % of the validation errors lay between", file=sys.stderr)
     forecasts = forecast(model, window, args.steps)[-1]
-    for value, (low, high) in zip(forecasts, intervals(model, val_set, args.steps)):
-        print(plain(value), plain(value + unit * low), plain(value + unit * high))
+    for value, interval in zip(forecasts, intervals(model, val_set, args.steps)):
+        print(*map(plain, [value, *(value + unit * interval)]))
 
 
 def plain(value):
@@ -1068,28 +1032,31 @@ def plain(value):
 def loaded(args):
     """A model, its settings and its values, and the values of a file."""
     model, settings, values, _ = load_checkpoint(args.checkpoint)
-    column = args.column or settings.column
-    order = args.order or settings.order
-    decimal = args.decimal or settings.decimal
-    return model, settings, values, load_prices(args.prices, column, order, decimal)
+    found = load_prices(
+        args.prices,
+        args.column or settings.column,
+        args.order or settings.order,
+        args.decimal or settings.decimal,
+    )
+    return model, settings, values, found
 
 
 def after(seen, found, seq_length):
     """Of the values in a file what follows the seen ones, with a window before it, or all.
 
-    The seen ones end where the last of them stand, a window of them, and 10 at least; where they
-    stand several times, as near as can be to their place among the seen.
+    The seen ones end where the last of them stand, a window of them, and 10 at least: the last time
+    up to their place among the seen, else the first time after it.
     """
-    if found.tobytes() in seen.tobytes():
+    found_bytes = found.tobytes()
+    if found_bytes in seen.tobytes():
         raise UserError("the model was trained on all of these values")
     end = seen[-max(seq_length, 10) :]
-    if len(found) < len(end):
+    at = found_bytes.rfind(end.tobytes(), 0, seen.nbytes)
+    if at < 0:
+        at = found_bytes.find(end.tobytes())
+    if at < 0:
         return found
-    windows = np.lib.stride_tricks.sliding_window_view(found, len(end))
-    places = np.flatnonzero((windows == end).all(axis=1)) + len(end)
-    if len(places) == 0:
-        return found
-    start = places[np.abs(places - len(seen)).argmin()]
+    start = at // found.itemsize + len(end)
     print(
         f"the first {start:,} values end where those that the model has seen do: the rest is tested"
     )
@@ -1109,7 +1076,6 @@ non_negative = partial(positive, least=0)
 
 def add_train(train):
     """The arguments of the command train."""
-    train.set_defaults(run=train_command)
     add = train.add_argument
     add("prices", nargs="?", default=str(DATA), help="CSV file")
     add("--normalise", default="auto", choices=["auto", *NORMALISE], help="see StockDataset (auto)")
@@ -1125,45 +1091,37 @@ def add_train(train):
     add("--device", default="cpu", help="where torch computes: cpu, cuda, mps (cpu)")
     add("--checkpoint", default="stock_rnn.pt", help="file to save in, or NAME-2.pt, and so on")
     add("--plot", help="file for a picture of the test; needs matplotlib")
-    add_reading(train, column="open", order="time")
+    train.set_defaults(drawn=None)
 
 
-def add_reading(command, column=None, order=None):
-    """The arguments that say how a file is read, by default as in training."""
-    as_before = "as in training"
+def add_reading(command, column, order):
+    """The arguments that say how a file is read."""
     add = command.add_argument
-    add("--column", default=column, help=f"column of the values ({column or as_before})")
-    add("--order", default=order, choices=ORDERS, help=f"of the rows ({order or as_before})")
+    add("--column", default=column, help="column of the values (in training: open)")
+    add("--order", default=order, choices=ORDERS, help="of the rows (in training: time)")
     add("--decimal", choices=[".", ","], help="the decimal sign, where it is not certain")
-
-
-def add_others(resume, test, predict):
-    """The arguments of the other commands."""
-    resume.set_defaults(run=resume_command)
-    test.set_defaults(run=test_command)
-    predict.set_defaults(run=predict_command)
-    for command in (resume, test, predict):
-        command.add_argument("checkpoint", help="file that train has saved")
-    resume.add_argument("--epochs", type=positive, help="epochs in all")
-    resume.add_argument("--device", help="where torch computes (as before)")
-    resume.add_argument("--plot", help="file for a picture, as in train")
-    for command in (test, predict):
-        command.add_argument("prices", help="CSV file")
-        command.add_argument("--steps", type=positive, default=1, help="values ahead (1)")
-        add_reading(command)
 
 
 def parse(argv):
     """The arguments of the command line; a command that is left out is train."""
     meaning = "Next-value prediction with a recurrent network in torch."
     parser = argparse.ArgumentParser(prog="stock_rnn.py", description=meaning)
-    commands = parser.add_subparsers(title="commands")
-    add_train(commands.add_parser("train", help="learn from values (also without a command)"))
-    add_others(
-        commands.add_parser("resume", help="go on with a run that was stopped, in its own file"),
-        commands.add_parser("test", help="measure how well a model predicts other values"),
-        commands.add_parser("predict", help="print the values after the last row"),
-    )
+    commands = parser.add_subparsers(title="commands", dest="command")
+    train = commands.add_parser("train", help="learn from values (also without a command)")
+    add_train(train)
+    add_reading(train, "open", "time")
+    resume = commands.add_parser("resume", help="go on with a run that was stopped")
+    resume.add_argument("checkpoint", help="file that train has saved, and that is gone on with")
+    resume.add_argument("--epochs", type=positive, help="epochs in all")
+    resume.add_argument("--device", help="where torch computes (as before)")
+    resume.add_argument("--plot", help="file for a picture, as in train")
+    test = commands.add_parser("test", help="measure how well a model predicts other values")
+    predict = commands.add_parser("predict", help="print the values after the last row")
+    for command in (test, predict):
+        command.add_argument("checkpoint", help="file that train has saved")
+        command.add_argument("prices", help="CSV file")
+        command.add_argument("--steps", type=positive, default=1, help="values ahead (1)")
+        add_reading(command, None, None)  # as in training
     if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
         argv = ["train", *argv]
     return parser.parse_args(argv)
@@ -1171,9 +1129,15 @@ def parse(argv):
 
 def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
+    args = parse(argv)
+    commands = {
+        "train": train_command,
+        "resume": resume_command,
+        "test": test_command,
+        "predict": predict_command,
+    }
     try:
-        args = parse(argv)
-        return args.run(args)
+        return commands[args.command](args)
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
