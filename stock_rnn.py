@@ -228,14 +228,12 @@ def train(
     if scheduler:
         parts["scheduler"] = scheduler
     state = copy.deepcopy(state) or new_state(model, val_loader, criterion)
-    for name, part in parts.items():
-        if name in state:
-            part.load_state_dict(state[name])
+    for name in parts.keys() & state.keys():
+        parts[name].load_state_dict(state[name])
     set_rates(optimizer, scheduler)
     history = state["history"]
     for epoch in range(len(history["val_loss"]) + 1, epochs + 1):
         torch.set_rng_state(state["random"])  # whatever report has drawn, training goes on alike
-        model.train()
         train_loss = mean_loss(model, train_loader, criterion, optimizer)
         if scheduler:
             scheduler.step()
@@ -277,12 +275,12 @@ def set_rates(optimizer, scheduler):
 @torch.no_grad()
 def evaluate(model, loader, criterion):
     """The mean loss over the batches of a loader, in eval mode."""
-    model.eval()
     return mean_loss(model, loader, criterion)
 
 
 def mean_loss(model, loader, criterion, optimizer=None):
     """The mean loss over one pass through a loader; an optimiser takes a step after each batch."""
+    model.train(optimizer is not None)
     device = next(model.parameters()).device
     total = 0.0
     count = 0
@@ -548,7 +546,6 @@ def draw_picture(settings, model, train_set, test_set):
 # --------------------------------------------------------------------------------------------------
 # Files: from a CSV file to an array of values, the oldest first
 
-ORDERS = ["time", "file", "reversed"]
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *"------"]  # as Binance has them
 KLINE_ROW = re.compile(r"([\d.]+,){11}[\d.]+\s*")
 WRITTEN_NUMBER = re.compile(  # -$1,403.13, 1 403 131 or 5 €
@@ -566,17 +563,20 @@ MONTHS = (  # English, German, Spanish, Italian, Portuguese and French, four let
     "oct nov déc "
 )
 MONTH = re.compile(rf"(?<![^\W\d_])({MONTHS.strip().replace(' ', '|')})[^\W\d_]*")
-NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
+NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)-?\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
 LIKE_DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
 READINGS = [  # of dates; a month in words has become a number of three digits
-    re.compile(rf"\D*{reading}(\D.*)?")
+    re.compile(rf"\D*{reading}(\D+(?P<hour>\d\d?))?\D*")
     for reading in (
         r"(?P<year>\d{4}|\d\d?(?=-))\D*(?P<month>(?<!\d)\d{3}|\d\d?)(\D*(?P<day>\d\d?))?",
         r"(?P<month>\d\d?\d?)\D+((?P<day>\d\d?)\D+)?(?P<year>\d{4}|\d\d)",
         r"(?P<day>\d\d?)\D+(?P<month>\d\d?\d?)\D+(?P<year>\d{4}|\d\d)",
     )
 ]
-BEFORE_CLOCK = re.compile(  # 16:30, 11-PM, 163005, or the 22 of 2019-12-31 22
+BEFORE_CLOCK = re.compile(  # of 16:30, 11-PM or 163005
+    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<=[ T])\d{6}$|$)"
+)
+CLOCK = re.compile(  # 16:30, 11-PM, 163005, or the 22 of 2019-12-31 22
     r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<= )\d{6}$|(?<=[-/.]\d\d )\d\d?$|$)"
 )
 CLOCK = re.compile(  # 16:30:05.123, 4:30 PM, 04:30:00+02:00, 163005
@@ -616,7 +616,7 @@ def tell(path, text):
 
 def read_rows(path, file, column, decimal):
     """The values of a column, and the cells of each column of times by its name."""
-    head = list(islice(file, 50))
+    head = list(islice(file, 50)) or [""]
     names, above, delimiter = find_header(path, head, column)
     rows = csv.DictReader(
         chain(head[above:], file), names, restval="", delimiter=delimiter, strict=True
@@ -656,7 +656,7 @@ def read_rows(path, file, column, decimal):
 def find_header(path, head, column):
     """The names above the first number in a column, the lines down to them, and the delimiter."""
     found = [], 0, ","
-    if KLINE_ROW.fullmatch("".join(head[:1])):
+    if KLINE_ROW.fullmatch(head[0]):
         found = KLINE, 0, ","
     for delimiter in ",;\t":
         rows = csv.reader(head, delimiter=delimiter)
@@ -670,7 +670,7 @@ def find_header(path, head, column):
         raise UserError(
             f"{path} has no column {column!r}, or two: name one with --column. One of the first 50 "
             "lines must name them, divided by commas, semicolons or tabs; "
-            f"the first is {''.join(head[:1])!r:.80}"
+            f"the first is {head[0]!r:.80}"
         )
     return found
 
@@ -788,12 +788,13 @@ def read_date(text, reading):
         day = date(year, month, int(found["day"])).toordinal()
     else:  # a quarter, month or week counts as a day of its year: only the order matters
         day = date(year, 1, 1).toordinal() + month
-    return day * 24 * 3600 * 10**9
+    hours = day * 24 + int(found["hour"] or 0)
+    return hours * 3600 * 10**9
 
 
 def month_number(found):
     """A month in words as a number of three digits, which can be neither year nor day."""
-    return f"{MONTHS.index(found[1]) // 4 % 12 + 1:03}"
+    return f" {MONTHS.index(found[1]) // 4 % 12 + 1:03} "
 
 
 def since_1970(digits):
@@ -921,7 +922,7 @@ def learn(settings, values, path, state=None, replace=False):
     check_device(settings.device)
     torch.manual_seed(settings.seed)
     model = RNN(settings.hidden_size, settings.cell).to(settings.device)
-    optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
+    optimizer_and_scheduler = adamw(model, settings.epochs, settings.learning_rate)
     test(model, test_set)  # what cannot be tested, drawn or written shows before training
     draw_picture(settings, model, train_set, test_set)
     path = save_checkpoint(path, settings, values, state, replace)
@@ -933,12 +934,14 @@ def learn(settings, values, path, state=None, replace=False):
     )
     if state and len(state["history"]["val_loss"]) == settings.epochs:
         print(f"the run has ended at epoch {settings.epochs}")
-    train_loader = DataLoader(train_set, settings.batch_size, shuffle=True)
-    val_loader = DataLoader(val_set, 1024)
+    loaders = (
+        DataLoader(train_set, settings.batch_size, shuffle=True),
+        DataLoader(val_set, 1024),
+    )
     report = partial(save_and_report, path, settings, values, val_set)
-    plan = optimizer, scheduler, settings.epochs
+    how = nn.MSELoss(), *optimizer_and_scheduler, settings.epochs
     try:
-        train(model, train_loader, val_loader, nn.MSELoss(), *plan, report, state)
+        train(model, *loaders, *how, report, state)
     except KeyboardInterrupt:
         print(f"\nstopped: all up to the last epoch is saved in {path}")
         print(f"to go on:  {command_line('resume', path)}")
@@ -1098,7 +1101,12 @@ def add_reading(command, column, order):
     """The arguments that say how a file is read."""
     add = command.add_argument
     add("--column", default=column, help="column of the values (in training: open)")
-    add("--order", default=order, choices=ORDERS, help="of the rows (in training: time)")
+    add(
+        "--order",
+        default=order,
+        choices=["time", "file", "reversed"],
+        help="of the rows (in training: time)",
+    )
     add("--decimal", choices=[".", ","], help="the decimal sign, where it is not certain")
 
 
