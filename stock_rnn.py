@@ -549,7 +549,8 @@ def draw_picture(settings, model, train_set, test_set):
 KLINE = ["open_time", "open", "high", "low", "close", "volume", *"------"]  # as Binance has them
 KLINE_ROW = re.compile(r"([\d.]+,){11}[\d.]+\s*")
 WRITTEN_NUMBER = re.compile(  # -$1,403.13, 1 403 131 or 5 €
-    r"[$€£¥]?[-+]?[$€£¥]?(\d+|[1-9]\d{0,2}([, '\xa0])\d{3}(\2\d{3})*)(\.\d*)?\s*[$€£¥]?"
+    r"(?=.*\d)\s*[$€£¥]?\s*[-+]?[$€£¥]?(\d*|[1-9]\d{0,2}([, '\xa0])\d{3}(\2\d{3})*)(\.\d*)?"
+    r"\s*[$€£¥]?\s*"
 )
 UNCLEAR = re.compile(r"\D*[1-9]\d{0,2}[.,]\d{3}\D*")  # 1,403 and 1.403
 SAYS_TIME = re.compile(
@@ -939,9 +940,10 @@ def learn(settings, values, path, state=None, replace=False):
         DataLoader(val_set, 1024),
     )
     report = partial(save_and_report, path, settings, values, val_set)
-    how = nn.MSELoss(), *optimizer_and_scheduler, settings.epochs
     try:
-        train(model, *loaders, *how, report, state)
+        train(
+            model, *loaders, nn.MSELoss(), *optimizer_and_scheduler, settings.epochs, report, state
+        )
     except KeyboardInterrupt:
         print(f"\nstopped: all up to the last epoch is saved in {path}")
         print(f"to go on:  {command_line('resume', path)}")
