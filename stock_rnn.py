@@ -39,7 +39,8 @@ import signal
 import sys
 import zipfile
 from array import array
-from collections import Counter
+from contextlib import suppress
+from datetime import date
 from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, permutations
 from pathlib import Path
@@ -226,17 +227,14 @@ def train(
     parts = {"model": model, "optimizer": optimizer}
     if scheduler:
         parts["scheduler"] = scheduler
-    if state:
-        state = copy.deepcopy(state)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        set_rates(optimizer, scheduler)
-    else:
-        state = new_state(model, val_loader, criterion)
+    state = copy.deepcopy(state) or new_state(model, val_loader, criterion)
+    for name in parts.keys() & state.keys():
+        parts[name].load_state_dict(state[name])
+    set_rates(optimizer, scheduler)
     history = state["history"]
     for epoch in range(len(history["val_loss"]) + 1, epochs + 1):
         torch.set_rng_state(state["random"])  # whatever report has drawn, training goes on alike
-        train_loss = train_epoch(model, train_loader, criterion, optimizer)
+        train_loss = mean_loss(model, train_loader, criterion, optimizer)
         if scheduler:
             scheduler.step()
         val_loss = evaluate(model, val_loader, criterion)
@@ -244,8 +242,7 @@ def train(
             raise UserError(f"no finite loss in epoch {epoch}: try a lower learning rate")
         history["train_loss"].append(train_loss)
         history["val_loss"].append(val_loss)
-        for name, part in parts.items():
-            state[name] = copy.deepcopy(part.state_dict())
+        state |= {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
         state["random"] = torch.get_rng_state()
         if val_loss < state["best_loss"]:
             state |= {"best": state["model"], "best_loss": val_loss, "best_epoch": epoch}
@@ -267,7 +264,7 @@ def new_state(model, val_loader, criterion):
 
 
 def set_rates(optimizer, scheduler):
-    """Give an optimiser that was loaded the rates by the plan of a LambdaLR, which may be new."""
+    """Give an optimiser the rates by the plan of a LambdaLR, which may be new after loading."""
     if isinstance(scheduler, LambdaLR):
         for group, first_rate, plan in zip(
             optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas
@@ -275,41 +272,31 @@ def set_rates(optimizer, scheduler):
             group["lr"] = first_rate * plan(scheduler.last_epoch)
 
 
-def train_epoch(model, loader, criterion, optimizer):
-    """One pass over the batches of a loader; returns the mean loss."""
-    model.train()
-    total = 0.0
-    count = 0
-    for x, target in loader:
-        loss = loss_of(model, x, target, criterion)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(target)
-        count += len(target)
-    return total / count
-
-
 @torch.no_grad()
 def evaluate(model, loader, criterion):
     """The mean loss over the batches of a loader, in eval mode."""
-    model.eval()
+    return mean_loss(model, loader, criterion)
+
+
+def mean_loss(model, loader, criterion, optimizer=None):
+    """The mean loss over one pass through a loader; an optimiser takes a step after each batch."""
+    model.train(optimizer is not None)
+    device = next(model.parameters()).device
     total = 0.0
     count = 0
     for x, target in loader:
-        total += loss_of(model, x, target, criterion).item() * len(target)
+        output = model(x.to(device))
+        shape = getattr(output, "shape", type(output).__name__)
+        if shape != target.shape:  # torch would broadcast them, and learn something else
+            raise UserError(f"the model answers {shape}, and must answer a tensor {target.shape}")
+        loss = criterion(output, target.to(device))
+        if optimizer:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        total += loss.item() * len(target)
         count += len(target)
     return total / count
-
-
-def loss_of(model, x, target, criterion):
-    """The loss of a model on a batch."""
-    device = next(model.parameters()).device
-    output = model(x.to(device))
-    shape = getattr(output, "shape", type(output).__name__)
-    if shape != target.shape:  # torch would broadcast them, and learn something else
-        raise UserError(f"the model answers {shape}, and must answer a tensor of {target.shape}")
-    return criterion(output, target.to(device))
 
 
 def adamw(model, epochs, learning_rate=3e-3):
@@ -334,15 +321,14 @@ def forecast(model, dataset, steps=1):
     """
     model.eval()
     device = next(model.parameters()).device
-    windows = torch.from_numpy(dataset.values).unfold(0, dataset.seq_length, 1)
-    found = []
+    rows = torch.from_numpy(dataset.values).unfold(0, dataset.seq_length, 1)
     for _ in range(steps):
+        windows = rows[:, -dataset.seq_length :]
         centre, unit = dataset.centre_and_unit(windows[:, -1:])
         x = ((windows - centre) / unit).float()[..., None]
         output = torch.cat([model(part.to(device)).cpu() for part in x.split(1024)])
-        found.append(centre + unit * output.double())
-        windows = torch.cat([windows[:, 1:], found[-1]], dim=1)
-    return torch.cat(found, dim=1).numpy()
+        rows = torch.cat([rows, centre + unit * output.double()], dim=1)
+    return rows[:, dataset.seq_length :].numpy()
 
 
 def test(model, test_set, steps=1):
@@ -367,13 +353,12 @@ def errors_by_step(model, dataset, steps=1):
     For each step, arrays of the errors of the model, of the errors of the naive forecast, which is
     the last value of the window, and of the units of the windows.
     """
-    forecasts = forecast(model, dataset, steps)
     found = []
-    for step in range(1, steps + 1):
-        true = dataset.values[dataset.seq_length + step - 1 :]
+    for step, predicted in enumerate(forecast(model, dataset, steps).T):
+        true = dataset.values[dataset.seq_length + step :]
         last = dataset.values[dataset.seq_length - 1 :][: len(true)]
         _, unit = dataset.centre_and_unit(last)
-        found.append((true - forecasts[: len(true), step - 1], true - last, unit))
+        found.append((true - predicted[: len(true)], true - last, unit))
     return found
 
 
@@ -383,49 +368,40 @@ def intervals(model, val_set, steps=1):
     They are the quantiles 0.1 and 0.9 of the errors in units of their windows, nan where there are
     fewer than 30: a value is expected from forecast + unit * low to forecast + unit * high.
     """
-    found = np.full((steps, 2), math.nan)
-    for step, (error, _, unit) in enumerate(errors_by_step(model, val_set, steps)):
-        if len(error) >= 30:
-            found[step] = np.quantile(error / unit, [0.1, 0.9])
-    return found
+    found = []
+    for error, _, unit in errors_by_step(model, val_set, steps):
+        is_enough = len(error) >= 30
+        found.append(np.quantile(error / unit, [0.1, 0.9]) if is_enough else [math.nan] * 2)
+    return np.array(found)
 
 
 def shares_inside(model, test_set, found):
     """The share of the values that lay in such intervals, for each step ahead: (steps,)."""
-    shares = np.full(len(found), math.nan)
-    for step, (error, _, unit) in enumerate(errors_by_step(model, test_set, len(found))):
-        low, high = found[step]
-        if low <= high:  # and not nan
-            shares[step] = np.mean((low <= error / unit) & (error / unit <= high))
-    return shares
+    shares = []
+    for (error, _, unit), (low, high) in zip(errors_by_step(model, test_set, len(found)), found):
+        is_inside = (low <= error / unit) & (error / unit <= high)
+        shares.append(math.nan if math.isnan(low) else np.mean(is_inside))
+    return np.array(shares)
 
 
 def errors_of(model, test_set, train_set):
     """True value less forecast at every target, (N - T,), of the model and of simple forecasts.
 
-    These are naive, the last value, and drift and linear, fitted to a training set.
+    These are naive, the last value; drift, which adds the mean change of a training set; and
+    linear, a weighted sum of the window and 1, with the least squared error on it.
     """
     ((error, naive, unit),) = errors_by_step(model, test_set)
-    true = test_set.values[test_set.seq_length :]
-    centre, _ = test_set.centre_and_unit(true - naive)
-    drift, weights = simple_forecasts(train_set)
-    output = with_one(test_set[:][0]) @ weights
+    x, target = train_set[:]
+    drift = (target - x[:, -1]).mean().item()
+    weights = torch.linalg.pinv(with_one(x)) @ target.double()  # (T + 1, 1)
+    x, target = test_set[:]
+    linear_error = target.double() - with_one(x) @ weights
     return {
         "model": error,
         "naive": naive,
         "drift": naive - unit * drift,
-        "linear": true - centre - unit * output.numpy(),
+        "linear": unit * linear_error[:, 0].numpy(),
     }
-
-
-def simple_forecasts(train_set):
-    """Of a training set, in its normalised values: the mean change, and weights, (T + 1,).
-
-    They are those of a window and of 1 whose sum has the least squared error.
-    """
-    x, target = train_set[:]
-    weights, *_ = np.linalg.lstsq(with_one(x).numpy(), target[:, 0].double().numpy(), rcond=None)
-    return (target - x[:, -1]).mean().item(), torch.from_numpy(weights)
 
 
 def with_one(x):
@@ -481,34 +457,33 @@ def verdict(errors):
         return f"Too few values to tell: {len(errors['model'])}, and 30 are needed."
     size = {name: rms(error) for name, error in errors.items()}
     t = {name: diebold_mariano(errors["model"], errors[name]) for name in BASELINES}
-    is_worse = {
-        name: t[name] < -T_CRITICAL and size["model"] >= 1.001 * size[name] for name in BASELINES
-    }
     unbeaten = [
         name for name in BASELINES if t[name] <= T_CRITICAL or size["model"] > 0.999 * size[name]
     ]
-    if is_worse["naive"]:
-        loss = size["model"] / size["naive"] - 1
-        return f"Worse than the last value: its error is {loss:.1%} larger."
+    strongest = min(unbeaten or BASELINES, key=size.get)
+    if "naive" in unbeaten:
+        strongest = "naive"
+    is_worse = t[strongest] < -T_CRITICAL and size["model"] >= 1.001 * size[strongest]
+    gain = 1 - size["model"] / size["naive"]
+    if strongest == "naive" and is_worse:
+        return f"Worse than the last value: its error is {-gain:.1%} larger."
     if "naive" in unbeaten:
         return (
             "No evidence that it is better than the last value: "
             "the difference is too small, or chance often makes such a one."
         )
     if unbeaten:
-        strongest = min(unbeaten, key=t.get)
-        but = "worse than" if is_worse[strongest] else "not shown to be better than"
-        gain = f"{1 - size['model'] / size['naive']:.1%} smaller"
-        return f"Better than the last value ({gain}), but {but} {BASELINES[strongest]}."
-    strongest = min(BASELINES, key=size.get)
+        but = "worse than" if is_worse else "not shown to be better than"
+        return f"Better than the last value ({gain:.1%} smaller), but {but} {BASELINES[strongest]}."
     return (
         f"Better than all three simple forecasts: its error is "
         f"{1 - size['model'] / size[strongest]:.1%} smaller than that of {BASELINES[strongest]}."
     )
 
 
-def print_errors(errors, title):
-    """Print the figures of each forecast of a test, and what they come to."""
+def print_test(title, model, train_set, val_set, test_set, steps=1):
+    """Print the figures of each forecast of a test, those of several steps, and the verdict."""
+    errors = errors_of(model, test_set, train_set)
     naive = errors["naive"]
     figures = [score(error, naive) for error in errors.values()]
     t = [diebold_mariano(errors["model"], errors[name]) for name in BASELINES]
@@ -518,6 +493,13 @@ def print_errors(errors, title):
     print_row("Theil U, error / naive error", [f"{each['theil_u']:.4f}" for each in figures])
     print_row("moves with the right sign", [f"{each['direction']:.1%}" for each in figures])
     print_row("Diebold-Mariano t of model", ["-", *(f"{value:.2f}" for value in t)])
+    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
+    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
+    print()
+    print_row("steps ahead", map(str, range(1, steps + 1)))
+    print_row("U at that step", [f"{each:.4f}" for each in theil_u])
+    print_row("inside the 80 % interval", [f"{share:.1%}" for share in shares])
+    print(f"\n{verdict(errors)}")
 
 
 def print_row(label, cells):
@@ -525,25 +507,18 @@ def print_row(label, cells):
     print(f"{label:<30}" + "".join(f"{cell.replace('nan%', '-'):>12}" for cell in cells))
 
 
-def print_steps(model, test_set, val_set, steps):
-    """Print how good a model is at each of several steps ahead."""
-    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
-    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
-    print()
-    print_row("steps ahead", map(str, range(1, steps + 1)))
-    print_row("U at that step", [f"{each:.4f}" for each in theil_u])
-    print_row("inside the 80 % interval", [f"{share:.1%}" for share in shares])
-
-
-def draw_picture(path, settings, test_set, errors):
-    """Write a picture of the forecasts of a test beside the true values, as png, svg or pdf.
+def draw_picture(settings, model, train_set, test_set):
+    """Draw the forecasts of a test beside the true values, where the settings ask for a picture.
 
     Of the simple forecasts the naive one is drawn, and the one with the smallest error. UserError
     where matplotlib is missing, or a file is there that the run of the settings has not drawn.
     """
+    path = settings.plot
+    if not path:
+        return
     if not path.endswith((".png", ".svg", ".pdf")):
         raise UserError(f"--plot must end in .png, .svg or .pdf, not {path}")
-    if os.path.lexists(path) and os.path.abspath(path) != settings.plot:
+    if os.path.lexists(path) and os.path.abspath(path) != settings.drawn:
         raise UserError(f"--plot {path} is there, and no picture of this run: name another")
     try:
         from matplotlib.figure import Figure
@@ -551,31 +526,33 @@ def draw_picture(path, settings, test_set, errors):
         raise UserError(f"--plot needs matplotlib: pip install matplotlib ({error})") from None
 
     true = test_set.values[test_set.seq_length :]
-    size = {simple: rms(errors[simple]) for simple in BASELINES}
-    strongest = min(size, key=size.get)
+    errors = errors_of(model, test_set, train_set)
+    size = {name: rms(errors[name]) for name in BASELINES}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(true, label="true")
     axes.plot(true - errors["model"], label="predicted")
-    for simple in dict.fromkeys(["naive", strongest]):
-        axes.plot(true - errors[simple], ":", label=f"{simple}: {BASELINES[simple]}")
-    name = settings.column.replace("$", r"\$")  # what stands between two would be a formula
-    axes.set(xlabel="row of the test part", ylabel=name, xmargin=0)
+    for name in dict.fromkeys(["naive", min(size, key=size.get)]):
+        axes.plot(true - errors[name], ":", label=f"{name}: {BASELINES[name]}")
+    column = settings.column.replace("$", r"\$")  # what stands between two would be a formula
+    axes.set(xlabel="row of the test part", ylabel=column, xmargin=0)
     axes.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format=path[-3:])
     write_whole(path, picture.getvalue(), replace=True)
-    settings.plot = os.path.abspath(path)
+    settings.drawn = os.path.abspath(path)
 
 
 # --------------------------------------------------------------------------------------------------
 # Files: from a CSV file to an array of values, the oldest first
 
-ORDERS = ["time", "file", "reversed"]
-KLINE = ["open_time", "open", "high", "low", "close", "volume", *[""] * 6]  # as Binance has them
-THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}([, '\xa0])\d{3}(\1\d{3})*(\.\d*)?")
-UNCLEAR = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
-DECIMAL_COMMA = re.compile(r"\d,(?!\d{3}\b)\d")
+KLINE = ["open_time", "open", "high", "low", "close", "volume", *"------"]  # as Binance has them
+KLINE_ROW = re.compile(r"([\d.]+,){11}[\d.]+\s*")
+WRITTEN_NUMBER = re.compile(  # -$1,403.13, 1 403 131 or 5 €
+    r"(?=.*\d)\s*[$€£¥]?\s*[-+]?[$€£¥]?(\d*|[1-9]\d{0,2}([, '\xa0])\d{3}(\2\d{3})*)(\.\d*)?"
+    r"\s*[$€£¥]?\s*"
+)
+UNCLEAR = re.compile(r"\D*[1-9]\d{0,2}[.,]\d{3}\D*")  # 1,403 and 1.403
 SAYS_TIME = re.compile(
     r"(?<![^\W\d_])(date|time|datetime|timestamp|year|quarter|month|week|day|hour|minute|period|"
     r"unix|epoch|ts|fecha|datum|jahr|monat|año|année)(?![^\W\d_])"
@@ -587,13 +564,25 @@ MONTHS = (  # English, German, Spanish, Italian, Portuguese and French, four let
     "oct nov déc "
 )
 MONTH = re.compile(rf"(?<![^\W\d_])({MONTHS.strip().replace(' ', '|')})[^\W\d_]*")
-WHOLE_DATE = re.compile(r"\b((?:19|20)\d\d)(\d\d)(\d\d)\b")  # 20191231
-WHOLE_CLOCK = re.compile(r" (\d\d)(\d\d)(\d\d)$")  # 235900
-BARE_HOUR = re.compile(r"[ -](\d\d?)[ -]?([AaPp][Mm])$")  # 11-PM
-NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
-DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
-AFTER_HOUR = re.compile(  # of 16:30:05.123, 4:30 PM, 04:30:00+02:00
-    r"(\d\d)(?::(\d\d))?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?(?:([-+])(\d\d):?(\d\d)?)?"
+NUMBER = re.compile(r"(?!\d\d?\.\d{4}$|\d{8}$)-?\d+(\.\d*)?")  # 12.2019 and 31122019 are dates
+LIKE_DATE = re.compile(r"(?!.*\d,\d).*(\d{4}|\d\D+\d+\D+\d)")
+READINGS = [  # of dates; a month in words has become a number of three digits
+    re.compile(rf"\D*{reading}(\D+(?P<hour>\d\d?))?\D*")
+    for reading in (
+        r"(?P<year>\d{4}|\d\d?(?=-))\D*(?P<month>(?<!\d)\d{3}|\d\d?)(\D*(?P<day>\d\d?))?",
+        r"(?P<month>\d\d?\d?)\D+((?P<day>\d\d?)\D+)?(?P<year>\d{4}|\d\d)",
+        r"(?P<day>\d\d?)\D+(?P<month>\d\d?\d?)\D+(?P<year>\d{4}|\d\d)",
+    )
+]
+BEFORE_CLOCK = re.compile(  # of 16:30, 11-PM or 163005
+    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<=[ T])\d{6}$|$)"
+)
+CLOCK = re.compile(  # 16:30, 11-PM, 163005, or the 22 of 2019-12-31 22
+    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<= )\d{6}$|(?<=[-/.]\d\d )\d\d?$|$)"
+)
+CLOCK = re.compile(  # 16:30:05.123, 4:30 PM, 04:30:00+02:00, 163005
+    r"(\d\d?)?:?(\d\d)?:?(\d\d)?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?"
+    r"(?:([-+])(\d\d):?(\d\d)?)?"
 )
 
 
@@ -628,74 +617,61 @@ def tell(path, text):
 
 def read_rows(path, file, column, decimal):
     """The values of a column, and the cells of each column of times by its name."""
-    head = list(islice(file, 50))
+    head = list(islice(file, 50)) or [""]
     names, above, delimiter = find_header(path, head, column)
-    at = names.index(column)
-    rows = csv.reader(chain(head[above:], file), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(
+        chain(head[above:], file), names, restval="", delimiter=delimiter, strict=True
+    )
     values = array("d")  # a list would take four times the memory
-    empty = array("q")
+    empty = []
     times = {}
-    for row in filter(None, rows):
-        if len(row) != len(names):
-            if len(row) > len(names):
-                refuse(path, above + rows.line_num, "has more cells than the header has names")
-            row += [""] * (len(names) - len(row))
-        cell = row[at]
+    for row in rows:
+        cell = row[column]
         value = to_number(cell, decimal)
-        may_be_1403 = not decimal and UNCLEAR.fullmatch(cell)  # 1.403
-        if may_be_1403 and (delimiter == ";" or any(map(DECIMAL_COMMA.search, row))):
+        if delimiter == ";" and not decimal and UNCLEAR.fullmatch(cell):
             value = math.inf
-        if math.isinf(value) and row[0] != "Ticker":  # in the second header row of yfinance
-            about = f"has {cell!r:.40}, which is no number like 1403.13, or could be two: --decimal"
-            refuse(path, above + rows.line_num, f"{about} . or --decimal , says which")
+        line = above + rows.line_num
+        if None in row:
+            raise UserError(f"{path}, line {line} has more cells than the header has names")
+        if math.isinf(value) and "Ticker" not in row.values():  # the second header of yfinance
+            raise UserError(
+                f"{path}, line {line} has {cell!r:.40}, which is no number like 1403.13, "
+                "or could be two: --decimal . or --decimal , says which"
+            )
         if not math.isfinite(value):
-            empty.append(above + rows.line_num)
+            empty.append(line)
             continue
         if not values:
-            times = {place: [] for place in time_columns(names, at, row)}
+            times = {name: [] for name in time_columns(row, column)}
         values.append(value)
-        for place, cells in times.items():
-            cells.append(row[place])
+        for name, cells in times.items():
+            cells.append(row[name])
     if not values:
         raise UserError(f"{path} has no number in column {column!r}")
     if empty:
         tell(path, f"rows without a value: {len(empty):,} skipped, from line {empty[0]} on")
-    times = {names[place]: cells for place, cells in times.items() if len(set(cells)) > 1}
+    times = {name: cells for name, cells in times.items() if len(set(cells)) > 1}
     return np.array(values), times
-
-
-def refuse(path, line, what):
-    """UserError for a line."""
-    raise UserError(f"{path}, line {line} {what}")
 
 
 def find_header(path, head, column):
     """The names above the first number in a column, the lines down to them, and the delimiter."""
-    found = None
+    found = [], 0, ","
+    if KLINE_ROW.fullmatch(head[0]):
+        found = KLINE, 0, ","
     for delimiter in ",;\t":
-        names = []
         rows = csv.reader(head, delimiter=delimiter)
         for row in rows:
-            if math.isfinite(to_number(dict(zip(names, row)).get(column, ""))):
+            if math.isfinite(to_number(dict(zip(found[0], row)).get(column, ""))):
                 return found
-            row = [name.strip(" <>").lower() for name in row]
-            if row.count(column) > 1:
-                raise UserError(f"{path} names {column!r} twice: see line {rows.line_num}")
-            if column in row:
-                names = row
+            names = [name.strip(" <>").lower() for name in row]
+            if names.count(column) == 1:
                 found = names, rows.line_num, delimiter
-    first = next(csv.reader(head), [])
-    if (
-        len(first) == len(KLINE)
-        and column in KLINE
-        and all(map(math.isfinite, map(to_number, first)))
-    ):
-        return KLINE, 0, ","  # Binance, without a header
-    if not found:
+    if column not in found[0]:
         raise UserError(
-            f"{path} has no column {column!r}: name one with --column. One of the first 50 lines "
-            f"must name them, divided by commas, semicolons or tabs; "
-            f"the first is {''.join(head[:1])!r:.80}"
+            f"{path} has no column {column!r}, or two: name one with --column. One of the first 50 "
+            "lines must name them, divided by commas, semicolons or tabs; "
+            f"the first is {head[0]!r:.80}"
         )
     return found
 
@@ -707,27 +683,22 @@ def to_number(cell, decimal=None):
     try:
         return float(cell)
     except ValueError:
-        cell = re.sub("[$€£¥]", "", cell).strip()
-    if THOUSANDS.fullmatch(cell):
-        if not decimal and "." not in cell and cell.count(",") == 1:
-            return math.inf  # 1,403 may be 1.403
-        cell = re.sub("[, '\xa0]", "", cell)
-    try:
-        return float(cell)
-    except ValueError:
+        if WRITTEN_NUMBER.fullmatch(cell) and (decimal or not UNCLEAR.fullmatch(cell)):
+            return float(re.sub(r"[^-.\d]", "", cell))
         return math.inf if re.search(r"\d", cell) else math.nan
 
 
-def time_columns(names, at, row):
-    """The places of the columns of times, by their names or by what a row has there."""
-    places = []
-    for place, (name, cell) in enumerate(zip(names, row)):
-        is_number = NUMBER.fullmatch(cell)
-        is_date = not is_number and DATE.match(cell) and any(read_time(cell))
-        since_1970 = is_number and place == 0 and float(cell) > 1e8
-        if place != at and (SAYS_TIME.search(name) or is_date or since_1970):
-            places.append(place)
-    return places
+def time_columns(row, column):
+    """The names of the columns of times, by what a row has there or by themselves."""
+    found = []
+    for place, (name, cell) in enumerate(row.items()):
+        if NUMBER.fullmatch(cell):
+            is_time = place == 0 and float(cell) > 1e8  # since 1970
+        else:
+            is_time = LIKE_DATE.match(cell) and steps_of([cell])
+        if name != column and (is_time or SAYS_TIME.search(name)):
+            found.append(name)
+    return found
 
 
 def find_order(path, values, times):
@@ -736,147 +707,109 @@ def find_order(path, values, times):
     Each column of times is tried alone, and joined to others where none puts the rows in order.
     All readings that do so must agree.
     """
-    for count in (1, 2, 3):
+    for width in (1, 2, 3):
         found = {}
-        for names in permutations(times, count):
+        for names in permutations(times, width):
             cells = [" ".join(parts) for parts in zip(*(times[name] for name in names))]
             for steps in steps_of(cells):
-                repeats = (steps == 0) & (np.diff(values) == 0)
-                twice = np.sum(steps == 0) - np.sum(repeats)
-                rises = np.any(steps > 0)
-                if rises != np.any(steps < 0) and twice <= len(cells) / 100:
+                stands = steps == 0
+                repeats = stands & (np.diff(values) == 0)
+                is_one_series = stands.sum() - repeats.sum() <= len(cells) / 100
+                rises = 1 in steps
+                if rises != (-1 in steps) and is_one_series:
                     order = "file" if rises else "reversed"
-                    found[order] = " ".join(names), cells[:: 1 if rises else -1], twice, repeats
+                    found[order] = names, cells[:: 1 if rises else -1], stands, repeats
         if found:
             break
-    if len(found) == 1:
-        ((order, (name, cells, twice, repeats)),) = found.items()
-        tell(path, f"order of {name!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
-        if repeats.any():
-            tell(path, f"rows with the time and value of the row before: {repeats.sum():,} skipped")
-        if twice:
-            tell(path, f"{twice} rows have the time of the row before: it is there twice")
-        return order, np.flatnonzero(repeats) + 1
-    often, count = Counter(cells).most_common(1)[0]
-    raise UserError(
-        f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or"
-        f" cannot be read ({often!r} is there {count} times: above 1, are there several series in "
-        f"one file?); --order file takes the rows as they stand, --order reversed the last first"
-    )
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or "
+            "cannot be read (several series in one file?); --order file takes the rows as they "
+            "stand, --order reversed the last first"
+        )
+    ((order, (names, cells, stands, repeats)),) = found.items()
+    tell(path, f"order of {' '.join(names)!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
+    if stands.any():
+        tell(
+            path,
+            f"rows with the time of the row before, which is there twice: {stands.sum():,}; of "
+            f"them skipped, as the value is the same: {repeats.sum():,}",
+        )
+    return order, np.flatnonzero(repeats) + 1
 
 
 def steps_of(cells):
-    """Whether times rise (1), fall (-1) or stand still (0), for each reading of them: arrays."""
+    """Whether times rise (1), fall (-1) or stand still (0), by each reading: arrays."""
     found = []
-    for times in zip(*map(read_time, cells)):
-        if None not in times:
-            steps = [(now > before) - (now < before) for before, now in pairwise(times)]
-            found.append(np.array(steps))
+    for reading in READINGS:
+        times = (read_time(cell, reading) for cell in cells)
+        with suppress(ValueError):
+            signs = [(now > before) - (now < before) for before, now in pairwise(times)]
+            found.append(np.array(signs))
     return found
 
 
-def read_time(cell):
-    """A time as a number that rises, read as year-month-day, month-day-year and day-month-year.
-
-    None stands where it cannot be read so.
-    """
-    if ":" not in cell:
-        cell = BARE_HOUR.sub(r" \1:00\2", WHOLE_CLOCK.sub(r" \1:\2:\3", cell))
-    before, colon, after = cell.partition(":")
-    if not colon:
-        return read_date(cell)
-    day = before.rstrip("0123456789")
-    clock = read_clock(before[len(day) :], after)
-    if clock is None:
-        return [None] * 3
-    return [None if time is None else time + clock for time in read_date(day)]
+def read_time(cell, reading):
+    """A time in nanoseconds; ValueError where it cannot be read so."""
+    end = BEFORE_CLOCK.match(cell).end()
+    return read_date(cell[:end], reading) + read_clock(cell[end:])
 
 
 @lru_cache(100_000)
-def read_clock(hour, after):
-    """The nanoseconds of a time of day, in UTC where it says how far it is from it."""
-    found = AFTER_HOUR.fullmatch(after.lower().strip())
-    if not found or not hour:
-        return None
-    minute, second, fraction, half, sign, hours, minutes = found.groups("0")
+def read_clock(text):
+    """A time of day in nanoseconds, in UTC where it says how far it is from it."""
+    found = CLOCK.fullmatch(text.lower().strip())
+    if not found:
+        raise ValueError(text)
+    hour, minute, second, fraction, half, sign, hours, minutes = found.groups("0")
     hour = int(hour)
     if half != "0":
         hour = hour % 12 + 12 * (half == "pm")
-    from_utc = int(hours) * 60 + int(minutes)
-    if sign == "-":
-        from_utc = -from_utc
-    seconds = (hour * 60 + int(minute) - from_utc) * 60 + int(second)
+    minutes_ahead = int(sign + hours) * 60 + int(sign + minutes)  # of UTC
+    seconds = (hour * 60 + int(minute) - minutes_ahead) * 60 + int(second)
     return seconds * 10**9 + int(fraction.ljust(9, "0"))
 
 
 @lru_cache(100_000)
-def read_date(text):
-    """A date in each of the three readings; a lone number is a year, or a time since 1970."""
-    text = WHOLE_DATE.sub(r"\1-\2-\3", MONTH.sub(month_number, text.strip().lower()))
+def read_date(text, reading):
+    """A date in nanoseconds; a number alone is a year, or a time since 1970."""
+    text = MONTH.sub(month_number, text.strip().lower())
     if NUMBER.fullmatch(text):
-        return [to_nanoseconds(text)] * 3
-    numbers = re.findall(r"\d+", text)
-    if not numbers:
-        return [0] * 3  # a time of day alone
-    hour = 0
-    if len(numbers) == 4:
-        hour = int(numbers.pop())
-    if len(numbers) == 2:  # a year and its month, quarter or week
-        first, second = numbers
-        readings = [(first.zfill(2), second, "0"), (second, first, "0"), (second, first, "0")]
-    elif len(numbers) == 3:
-        first, second, third = numbers
-        readings = [(first, second, third), (third, first, second), (third, second, first)]
-    else:
-        return [None] * 3
-    days = [day_number(*reading, hour) for reading in readings]
-    if not re.match(r"\D*(\d{4}|\d\d?-)", text):
-        days[0] = None  # a year of two digits stands first only before a dash
-    return days
+        return since_1970(text)
+    if not re.search(r"\d", text):
+        return 0  # a time of day alone
+    found = reading.fullmatch(text)
+    if not found:
+        raise ValueError(text)
+    year = int(found["year"])
+    month = int(found["month"])
+    if year < 100:
+        year += 2000 if year < 70 else 1900
+    if found["day"]:
+        day = date(year, month, int(found["day"])).toordinal()
+    else:  # a quarter, month or week counts as a day of its year: only the order matters
+        day = date(year, 1, 1).toordinal() + month
+    hours = day * 24 + int(found["hour"] or 0)
+    return hours * 3600 * 10**9
 
 
 def month_number(found):
     """A month in words as a number of three digits, which can be neither year nor day."""
-    return f"{MONTHS.index(found[1]) // 4 % 12 + 1:03}"
+    return f" {MONTHS.index(found[1]) // 4 % 12 + 1:03} "
 
 
-def to_nanoseconds(digits):
-    """A number of seconds since 1970, of thousandths or finer, in one unit; a year as it is."""
+def since_1970(digits):
+    """A number of seconds, of thousandths or finer, in one unit; a year as it is."""
     number = float(digits) if "." in digits else int(digits)
     while 10**8 < number < 10**17:
         number *= 1000
     return number
 
 
-def day_number(year, month, day, hour):
-    """A date as nanoseconds, with months of 100 days; None for what is no date."""
-    if len(year) not in (2, 4) or len(day) == 3 or int(day) > 31 or int(day) and int(month) > 12:
-        return None
-    year = int(year) + (len(year) == 2) * (2000 if int(year) < 70 else 1900)
-    return (((year * 100 + int(month)) * 100 + int(day)) * 24 + hour) * 3600 * 10**9
-
-
 # --------------------------------------------------------------------------------------------------
 # Checkpoint: the settings, the values and the state of a run, in one file
 
-SETTINGS = [
-    "prices",
-    "column",
-    "order",
-    "decimal",
-    "normalise",
-    "cell",
-    "hidden_size",
-    "seq_length",
-    "batch_size",
-    "learning_rate",
-    "val_fraction",
-    "test_fraction",
-    "epochs",
-    "seed",
-    "device",
-    "plot",
-]
+VERSION = 1  # of the settings and of the state
 
 
 def save_checkpoint(path, settings, values, state, replace=False):
@@ -884,9 +817,14 @@ def save_checkpoint(path, settings, values, state, replace=False):
 
     It is the first free one of path, path-2, path-3, ..., and path itself with replace.
     """
-    kept = {name: getattr(settings, name) for name in SETTINGS}
+    run = {
+        "version": VERSION,
+        "settings": vars(settings),
+        "values": torch.tensor(values),
+        "state": state,
+    }
     file = io.BytesIO()
-    torch.save({"settings": kept, "values": torch.tensor(values), "state": state}, file)
+    torch.save(run, file)
     return write_whole(path, file.getvalue(), replace)
 
 
@@ -902,7 +840,7 @@ def load_checkpoint(path):
         if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
             raise ValueError("a checksum is wrong")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if list(saved["settings"]) != SETTINGS:
+        if saved["version"] != VERSION:
             raise ValueError("it is of another version")
     except Exception as error:  # damaged bytes can make torch raise almost anything
         raise UserError(
@@ -956,82 +894,92 @@ def free_name(path):
 DATA = Path(__file__).resolve().parent / "data" / "btcusd_20h.csv"
 
 
-def learn(settings, values, path, plot, state=None, replace=False):
+def train_command(args):
+    """Start a new run on a file of values, in a checkpoint of its own."""
+    if args.prices == str(DATA) and not DATA.exists():
+        raise UserError("give a CSV file: python stock_rnn.py train my.csv")
+    values = load_prices(args.prices, args.column, args.order, args.decimal)
+    return learn(args, values, args.checkpoint)
+
+
+def resume_command(args):
+    """Go on with the run of a checkpoint as if it had not been stopped, or to more epochs."""
+    path = args.checkpoint
+    if os.path.islink(path):
+        path = os.path.realpath(path)
+    _, settings, values, state = load_checkpoint(path)
+    settings.device = args.device or settings.device
+    settings.epochs = args.epochs or settings.epochs
+    settings.plot = args.plot
+    done = len(state["history"]["val_loss"]) if state else 0
+    if settings.epochs < done:
+        raise UserError(f"the run is at epoch {done}: {settings.epochs} is too few")
+    return learn(settings, values, path, state, replace=True)
+
+
+def learn(settings, values, path, state=None, replace=False):
     """Train, saving after every epoch, and test; returns the exit status."""
     train_set, val_set, test_set = parts_of(settings, values)
     check_device(settings.device)
     torch.manual_seed(settings.seed)
     model = RNN(settings.hidden_size, settings.cell).to(settings.device)
-    optimizer, scheduler = adamw(model, settings.epochs, settings.learning_rate)
+    optimizer_and_scheduler = adamw(model, settings.epochs, settings.learning_rate)
     test(model, test_set)  # what cannot be tested, drawn or written shows before training
-    if plot:
-        draw_picture(plot, settings, test_set, errors_of(model, test_set, train_set))
+    draw_picture(settings, model, train_set, test_set)
     path = save_checkpoint(path, settings, values, state, replace)
-    naive_loss = print_heading(path, settings, train_set, val_set, test_set)
-    if state and len(state["history"]["val_loss"]) == settings.epochs:
-        print(f"the run has ended at epoch {settings.epochs}")
-    try:
-        train(
-            model,
-            DataLoader(train_set, settings.batch_size, shuffle=True),
-            DataLoader(val_set, 1024),
-            nn.MSELoss(),
-            optimizer,
-            scheduler,
-            settings.epochs,
-            partial(save_and_report, path, settings, values, naive_loss),
-            state,
-        )
-    except KeyboardInterrupt:
-        print(f"\nstopped: all up to the last epoch is saved in {path}")
-        print(f"to go on:  {command_line('resume', path)}")
-        return 130
-    print_result(path, plot, naive_loss)
-    return 0
-
-
-def save_and_report(path, settings, values, naive_loss, state):
-    """Save after every epoch, and print about a dozen rows in all."""
-    save_checkpoint(path, settings, values, state, replace=True)
-    train_losses, val_losses = state["history"].values()
-    epoch = len(val_losses)
-    if epoch == settings.epochs or epoch % math.ceil(settings.epochs / 12) == 0:
-        print_epoch(epoch, train_losses[-1], val_losses[-1], naive_loss)
-
-
-def print_heading(path, settings, train_set, val_set, test_set):
-    """Print what is trained on what, and the head of the rows; returns the loss of naive."""
     print(
         f"{Path(settings.prices).name}, {settings.column}, {train_set.normalise}, saved in {path}\n"
         f"{len(train_set):,} to train on, {len(val_set):,} to validate, "
         f"{len(test_set):,} to test\n\n"
         f"{'epoch':>8}{'training loss':>16}{'validation loss':>18}{'of the naive':>15}"
     )
+    if state and len(state["history"]["val_loss"]) == settings.epochs:
+        print(f"the run has ended at epoch {settings.epochs}")
+    loaders = (
+        DataLoader(train_set, settings.batch_size, shuffle=True),
+        DataLoader(val_set, 1024),
+    )
+    report = partial(save_and_report, path, settings, values, val_set)
+    try:
+        train(
+            model, *loaders, nn.MSELoss(), *optimizer_and_scheduler, settings.epochs, report, state
+        )
+    except KeyboardInterrupt:
+        print(f"\nstopped: all up to the last epoch is saved in {path}")
+        print(f"to go on:  {command_line('resume', path)}")
+        return 130
+    print_result(path)
+    return 0
+
+
+def save_and_report(path, settings, values, val_set, state):
+    """Save after every epoch, and print about a dozen rows in all."""
+    save_checkpoint(path, settings, values, state, replace=True)
+    epoch = len(state["history"]["val_loss"])
+    if epoch == settings.epochs or epoch % math.ceil(settings.epochs / 12) == 0:
+        print_epoch(epoch, state, val_set)
+
+
+def print_epoch(epoch, state, val_set, remark=""):
+    """Print the row of an epoch; that of epoch 0, the untrained model, has no training loss."""
+    train_loss = [math.nan, *state["history"]["train_loss"]][epoch]
+    val_loss = [state["best_loss"], *state["history"]["val_loss"]][epoch]
     x, target = val_set[:]
-    return nn.functional.mse_loss(x[:, -1], target).item()
-
-
-def print_epoch(epoch, train_loss, val_loss, naive_loss, remark=""):
-    """Print the row of an epoch."""
-    share = val_loss / (naive_loss or math.nan)
+    share = val_loss / nn.functional.mse_loss(x[:, -1], target)
     row = f"{epoch:>8}{train_loss:>16.6f}{val_loss:>18.6f}{share:>15.4f}"
     print(row.replace("nan", "  -") + remark, flush=True)
 
 
-def print_result(path, plot, naive_loss):
+def print_result(path):
     """Print and draw how well the weights of the best epoch do on the test part."""
     model, settings, values, state = load_checkpoint(path)
     train_set, val_set, test_set = parts_of(settings, values)
     epoch = state["best_epoch"]
-    train_loss = state["history"]["train_loss"][epoch - 1] if epoch else math.nan
-    print_epoch(epoch, train_loss, state["best_loss"], naive_loss, "  used: the lowest")
-    errors = errors_of(model, test_set, train_set)
-    if plot:
-        draw_picture(plot, settings, test_set, errors)
+    print_epoch(epoch, state, val_set, "  used: the lowest")
+    draw_picture(settings, model, train_set, test_set)
     untrained = " (untrained)" * (epoch == 0)
-    print_errors(errors, f"values never seen, by the weights of epoch {epoch}{untrained}")
-    print_steps(model, test_set, val_set, 1)
-    print(f"\n{verdict(errors)}")
+    title = f"values never seen, by the weights of epoch {epoch}{untrained}"
+    print_test(title, model, train_set, val_set, test_set)
     if os.path.isfile(settings.prices):  # a pipe cannot be read again
         print(f"\nfor the next value:\n{command_line('predict', path, settings.prices)}")
 
@@ -1060,40 +1008,13 @@ def command_line(*words):
     return shlex.join(["python", sys.argv[0], *words])
 
 
-def train_command(args):
-    """Start a new run on a file of values, in a checkpoint of its own."""
-    if args.prices == str(DATA) and not DATA.exists():
-        raise UserError("give a CSV file: python stock_rnn.py train my.csv")
-    values = load_prices(args.prices, args.column, args.order, args.decimal)
-    plot = args.plot
-    args.plot = ""  # none has been drawn yet
-    return learn(args, values, args.checkpoint, plot)
-
-
-def resume_command(args):
-    """Go on with the run of a checkpoint as if it had not been stopped, or to more epochs."""
-    path = args.checkpoint
-    if os.path.islink(path):
-        path = os.path.realpath(path)
-    _, settings, values, state = load_checkpoint(path)
-    settings.device = args.device or settings.device
-    settings.epochs = args.epochs or settings.epochs
-    done = len(state["history"]["val_loss"]) if state else 0
-    if settings.epochs < done:
-        raise UserError(f"the run is at epoch {done}: {settings.epochs} is too few")
-    return learn(settings, values, path, args.plot, state, replace=True)
-
-
 def test_command(args):
     """Test a model on all values of a file that it was not trained on."""
     model, settings, values, found = loaded(args)
     train_set, val_set, test_set = parts_of(settings, values)
-    found = after(values[: len(values) - len(test_set)], found, settings.seq_length)
+    found = after(values[: -len(test_set)], found, settings.seq_length)
     test_set = train_set.with_values(found)
-    errors = errors_of(model, test_set, train_set)
-    print_errors(errors, "values of this file")
-    print_steps(model, test_set, val_set, args.steps)
-    print(f"\n{verdict(errors)}")
+    print_test("values of this file", model, train_set, val_set, test_set, args.steps)
 
 
 def predict_command(args):
@@ -1104,8 +1025,8 @@ def predict_command(args):
     _, unit = window.centre_and_unit(found[-1])
     print("value, low and high: 80 % of the validation errors lay between", file=sys.stderr)
     forecasts = forecast(model, window, args.steps)[-1]
-    for value, (low, high) in zip(forecasts, intervals(model, val_set, args.steps)):
-        print(plain(value), plain(value + unit * low), plain(value + unit * high))
+    for value, interval in zip(forecasts, intervals(model, val_set, args.steps)):
+        print(*map(plain, [value, *(value + unit * interval)]))
 
 
 def plain(value):
@@ -1116,28 +1037,31 @@ def plain(value):
 def loaded(args):
     """A model, its settings and its values, and the values of a file."""
     model, settings, values, _ = load_checkpoint(args.checkpoint)
-    column = args.column or settings.column
-    order = args.order or settings.order
-    decimal = args.decimal or settings.decimal
-    return model, settings, values, load_prices(args.prices, column, order, decimal)
+    found = load_prices(
+        args.prices,
+        args.column or settings.column,
+        args.order or settings.order,
+        args.decimal or settings.decimal,
+    )
+    return model, settings, values, found
 
 
 def after(seen, found, seq_length):
     """Of the values in a file what follows the seen ones, with a window before it, or all.
 
-    The seen ones end where the last of them stand, a window of them, and 10 at least; where they
-    stand several times, as near as can be to their place among the seen.
+    The seen ones end where the last of them stand, a window of them, and 10 at least: the last time
+    up to their place among the seen, else the first time after it.
     """
-    if found.tobytes() in seen.tobytes():
+    found_bytes = found.tobytes()
+    if found_bytes in seen.tobytes():
         raise UserError("the model was trained on all of these values")
     end = seen[-max(seq_length, 10) :]
-    if len(found) < len(end):
+    at = found_bytes.rfind(end.tobytes(), 0, seen.nbytes)
+    if at < 0:
+        at = found_bytes.find(end.tobytes())
+    if at < 0:
         return found
-    windows = np.lib.stride_tricks.sliding_window_view(found, len(end))
-    places = np.flatnonzero((windows == end).all(axis=1)) + len(end)
-    if len(places) == 0:
-        return found
-    start = places[np.abs(places - len(seen)).argmin()]
+    start = at // found.itemsize + len(end)
     print(
         f"the first {start:,} values end where those that the model has seen do: the rest is tested"
     )
@@ -1157,7 +1081,6 @@ non_negative = partial(positive, least=0)
 
 def add_train(train):
     """The arguments of the command train."""
-    train.set_defaults(run=train_command)
     add = train.add_argument
     add("prices", nargs="?", default=str(DATA), help="CSV file")
     add("--normalise", default="auto", choices=["auto", *NORMALISE], help="see StockDataset (auto)")
@@ -1173,45 +1096,42 @@ def add_train(train):
     add("--device", default="cpu", help="where torch computes: cpu, cuda, mps (cpu)")
     add("--checkpoint", default="stock_rnn.pt", help="file to save in, or NAME-2.pt, and so on")
     add("--plot", help="file for a picture of the test; needs matplotlib")
-    add_reading(train, column="open", order="time")
+    train.set_defaults(drawn=None)
 
 
-def add_reading(command, column=None, order=None):
-    """The arguments that say how a file is read, by default as in training."""
-    as_before = "as in training"
+def add_reading(command, column, order):
+    """The arguments that say how a file is read."""
     add = command.add_argument
-    add("--column", default=column, help=f"column of the values ({column or as_before})")
-    add("--order", default=order, choices=ORDERS, help=f"of the rows ({order or as_before})")
+    add("--column", default=column, help="column of the values (in training: open)")
+    add(
+        "--order",
+        default=order,
+        choices=["time", "file", "reversed"],
+        help="of the rows (in training: time)",
+    )
     add("--decimal", choices=[".", ","], help="the decimal sign, where it is not certain")
-
-
-def add_others(resume, test, predict):
-    """The arguments of the other commands."""
-    resume.set_defaults(run=resume_command)
-    test.set_defaults(run=test_command)
-    predict.set_defaults(run=predict_command)
-    for command in (resume, test, predict):
-        command.add_argument("checkpoint", help="file that train has saved")
-    resume.add_argument("--epochs", type=positive, help="epochs in all")
-    resume.add_argument("--device", help="where torch computes (as before)")
-    resume.add_argument("--plot", help="file for a picture, as in train")
-    for command in (test, predict):
-        command.add_argument("prices", help="CSV file")
-        command.add_argument("--steps", type=positive, default=1, help="values ahead (1)")
-        add_reading(command)
 
 
 def parse(argv):
     """The arguments of the command line; a command that is left out is train."""
     meaning = "Next-value prediction with a recurrent network in torch."
     parser = argparse.ArgumentParser(prog="stock_rnn.py", description=meaning)
-    commands = parser.add_subparsers(title="commands")
-    add_train(commands.add_parser("train", help="learn from values (also without a command)"))
-    add_others(
-        commands.add_parser("resume", help="go on with a run that was stopped, in its own file"),
-        commands.add_parser("test", help="measure how well a model predicts other values"),
-        commands.add_parser("predict", help="print the values after the last row"),
-    )
+    commands = parser.add_subparsers(title="commands", dest="command")
+    train = commands.add_parser("train", help="learn from values (also without a command)")
+    add_train(train)
+    add_reading(train, "open", "time")
+    resume = commands.add_parser("resume", help="go on with a run that was stopped")
+    resume.add_argument("checkpoint", help="file that train has saved, and that is gone on with")
+    resume.add_argument("--epochs", type=positive, help="epochs in all")
+    resume.add_argument("--device", help="where torch computes (as before)")
+    resume.add_argument("--plot", help="file for a picture, as in train")
+    test = commands.add_parser("test", help="measure how well a model predicts other values")
+    predict = commands.add_parser("predict", help="print the values after the last row")
+    for command in (test, predict):
+        command.add_argument("checkpoint", help="file that train has saved")
+        command.add_argument("prices", help="CSV file")
+        command.add_argument("--steps", type=positive, default=1, help="values ahead (1)")
+        add_reading(command, None, None)  # as in training
     if not argv or argv[0] not in (*commands.choices, "-h", "--help"):
         argv = ["train", *argv]
     return parser.parse_args(argv)
@@ -1219,9 +1139,15 @@ def parse(argv):
 
 def main(argv):
     """Run the command line; the exit status is 2 after a mistake, told in one line."""
+    args = parse(argv)
+    commands = {
+        "train": train_command,
+        "resume": resume_command,
+        "test": test_command,
+        "predict": predict_command,
+    }
     try:
-        args = parse(argv)
-        return args.run(args)
+        return commands[args.command](args)
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
