@@ -39,6 +39,7 @@ import signal
 import sys
 import zipfile
 from array import array
+from collections import Counter
 from contextlib import suppress
 from datetime import date
 from functools import lru_cache, partial
@@ -574,12 +575,7 @@ READINGS = [  # of dates; a month in words has become a number of three digits
         r"(?P<day>\d\d?)\D+(?P<month>\d\d?\d?)\D+(?P<year>\d{4}|\d\d)",
     )
 ]
-BEFORE_CLOCK = re.compile(  # of 16:30, 11-PM or 163005
-    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<=[ T])\d{6}$|$)"
-)
-CLOCK = re.compile(  # 16:30, 11-PM, 163005, or the 22 of 2019-12-31 22
-    r"([^:]*[^:\d])?(?=\d\d?:)|.*?(?=\d\d?[ -]?[AaPp][Mm]$|(?<= )\d{6}$|(?<=[-/.]\d\d )\d\d?$|$)"
-)
+BARE_CLOCK = re.compile(r"\d\d?[ -]?[AaPp][Mm]$|(?<=[ T])\d{6}$")  # 11-PM or 163005
 CLOCK = re.compile(  # 16:30:05.123, 4:30 PM, 04:30:00+02:00, 163005
     r"(\d\d?)?:?(\d\d)?:?(\d\d)?(?:[.,](\d+))?[ -]*([ap]m)?\s*(?:z|utc|gmt)?"
     r"(?:([-+])(\d\d):?(\d\d)?)?"
@@ -722,10 +718,12 @@ def find_order(path, values, times):
         if found:
             break
     if len(found) != 1:
+        often, count = Counter(cells).most_common(1)[0]
         raise UserError(
             f"{path}: {' '.join(names)!r}, from {cells[0]!r} to {cells[-1]!r}, is in no order, or "
-            "cannot be read (several series in one file?); --order file takes the rows as they "
-            "stand, --order reversed the last first"
+            f"cannot be read ({often!r} is there {count} times: above 1, are there several series "
+            "in one file?); --order file takes the rows as they stand, --order reversed the last "
+            "first"
         )
     ((order, (names, cells, stands, repeats)),) = found.items()
     tell(path, f"order of {' '.join(names)!r} ({order}): oldest {cells[0]}, newest {cells[-1]}")
@@ -751,8 +749,9 @@ def steps_of(cells):
 
 def read_time(cell, reading):
     """A time in nanoseconds; ValueError where it cannot be read so."""
-    end = BEFORE_CLOCK.match(cell).end()
-    return read_date(cell[:end], reading) + read_clock(cell[end:])
+    before, colon, _ = cell.partition(":")
+    day = before.rstrip("0123456789") if colon else BARE_CLOCK.sub("", cell)
+    return read_date(day, reading) + read_clock(cell[len(day) :])
 
 
 @lru_cache(100_000)

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -1292,38 +1293,38 @@ class TestSystem(InFolder):
         ):
             self.main(*self.flags)
 
+    def run_script(self, script, *args, encoding, is_terminal):
+        """Run a script as the main program; its exit status and what its outputs have as bytes."""
+
+        class Output(io.TextIOWrapper):
+            def isatty(self):
+                return is_terminal
+
+        outputs = [Output(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        self.addCleanup(signal.signal, signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
+        with (
+            mock.patch.multiple(sys, argv=[script, *args], stdout=outputs[0], stderr=outputs[1]),
+            self.assertRaises(SystemExit) as end,
+        ):
+            runpy.run_path(script, run_name="__main__")
+        for output in outputs:
+            output.flush()
+        return end.exception.code or 0, *(output.buffer.getvalue() for output in outputs)
+
     def test_the_script_alone_asks_for_a_file(self):
         shutil.copy(SCRIPT, "stock_rnn.py")
-        process = self.start(script="stock_rnn.py")
-        out, err = process.communicate()
-        said = "stock_rnn.py: error: give a CSV file: python stock_rnn.py train my.csv\n"
-        self.assertEqual((process.returncode, out, err), (2, "", said))
+        ends = self.run_script("stock_rnn.py", encoding="utf-8", is_terminal=False)
+        said = b"stock_rnn.py: error: give a CSV file: python stock_rnn.py train my.csv\n"
+        self.assertEqual(ends, (2, b"", said))
 
-    def test_names_that_the_output_cannot_show_cost_nothing(self):
+    def test_names_go_to_a_pipe_in_utf_8_and_to_a_terminal_as_it_can_show_them(self):
         self.csv("café.csv", walk(steps=120))
-        env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-        process = self.start("café.csv", *SMALL, env=env)
-        out, err = process.communicate()
-        self.assertEqual(process.returncode, 0, err)
-        self.assertTrue(out.startswith("café.csv"))
-        self.assertIn("café.csv: no times used", err)
-
-    def test_a_terminal_of_another_encoding_gets_what_it_can_show(self):
-        import pty
-
-        self.csv("café.csv", walk(steps=120))
-        master, terminal = pty.openpty()
-        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-        command = [sys.executable, SCRIPT, "café.csv", *SMALL]
-        process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=env)
-        os.close(terminal)
-        chunks = []
-        with contextlib.suppress(OSError):  # Linux ends a terminal with an error
-            while chunk := os.read(master, 4096):
-                chunks.append(chunk)
-        os.close(master)
-        self.assertEqual(process.wait(), 0)
-        self.assertIn(b"caf?.csv", b"".join(chunks))
+        for is_terminal, shown in ((False, "café.csv".encode()), (True, b"caf?.csv")):
+            options = {"encoding": "ascii", "is_terminal": is_terminal}
+            status, out, err = self.run_script(SCRIPT, "café.csv", *SMALL, **options)
+            self.assertEqual(status, 0)
+            self.assertTrue(out.startswith(shown))
+            self.assertTrue(err.startswith(shown + b": no times used"))
 
     def test_one_thread_is_used(self):
         self.write("ask.py", "import stock_rnn, torch; print(torch.get_num_threads())")
