@@ -1211,6 +1211,12 @@ class TestCommandLine(InFolder):
         self.assertEqual((run.max_iters, run.eval_interval, run.threshold), (9, 3, 0.5))
         self.assertEqual([row[0] for row in run.history], [0, 3, 6, 9])
 
+    def test_help_without_a_command_lists_the_commands(self):
+        for flag in ("-h", "--help"):
+            status, out, _ = self.main(flag)
+            self.assertEqual(status, 0)
+            self.assertRegex(out, r"\{train,resume,sample,test\}")
+
     def test_help_names_the_defaults_that_are_used(self):
         for command in ("train", "sample"):
             defaults = vars(char_rnn.parse([command]))
@@ -1325,6 +1331,17 @@ class TestCommandLine(InFolder):
         expected = rnn.predict(about, "\nThe hen", 50, seed=4)[1:]
         self.assertEqual(self.succeed(*flags), f"{expected}\n")
         self.assertEqual(rnn.predict(about, "\nThe hen", 50, temperature=0.7, seed=4)[1:], expected)
+
+    def test_sample_shows_each_character_as_it_is_drawn(self):
+        self.train("--max-iters=1")
+        out = io.StringIO()
+        shown = []
+        with (
+            contextlib.redirect_stdout(out),
+            mock.patch.object(out, "flush", lambda: shown.append(len(out.getvalue()))),
+        ):
+            char_rnn.main(["sample", "char_rnn.npz", "--start=The", "--length=9"])
+        self.assertEqual(shown, list(range(4, 13)))
 
     def test_nothing_is_written_before_a_start_is_checked(self):
         self.train("--max-iters=1")
@@ -1490,7 +1507,9 @@ class TestCommandLine(InFolder):
 
         with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
             self.train("--plot=loss.png", "--max-iters=300")
-        self.assertEqual(Path("loss.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        png = Path("loss.png").read_bytes()
+        self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertEqual([int.from_bytes(png[i : i + 4], "big") for i in (16, 20)], [800, 500])
         self.assertFalse(Path("loss-2.png").exists())  # it is drawn anew, and not beside it
         refused = "is there, and no picture of this run"
         self.refuse(refused, *self.flags, "--plot=loss.png")

@@ -1583,6 +1583,12 @@ class TestCommandLine(InFolder):
             "end where", self.succeed("test", "stock_rnn.pt", "down.csv", "--order=time")
         )
 
+    def test_help_without_a_command_lists_the_commands(self):
+        for flag in ("-h", "--help"):
+            status, out, _ = self.main(flag)
+            self.assertEqual(status, 0)
+            self.assertRegex(out, r"\{train,resume,test,predict\}")
+
     def test_help_names_the_defaults_that_are_used(self):
         defaults = vars(stock_rnn.parse(["train"]))
         out = self.main("train", "--help")[1]
@@ -1608,7 +1614,9 @@ class TestCommandLine(InFolder):
         for name, hardest in (("values.csv", None), ("season.csv", "linear")):
             with mock.patch.object(Axes, "plot", autospec=True, side_effect=Axes.plot) as plot:
                 self.succeed(name, *SMALL, f"--plot={name}.png", f"--checkpoint={name}.pt")
-            self.assertEqual(Path(f"{name}.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+            png = Path(f"{name}.png").read_bytes()
+            self.assertEqual(png[:8], b"\x89PNG\r\n\x1a\n")
+            self.assertEqual([int.from_bytes(png[i : i + 4], "big") for i in (16, 20)], [800, 500])
             self.assertFalse(Path(f"{name}-2.png").exists())  # it is drawn anew, not beside it
             model, _, values, _ = load_checkpoint(f"{name}.pt")
             train_set, _, test_set = split(values, 5)
