@@ -1583,6 +1583,23 @@ class TestCommandLine(InFolder):
             "end where", self.succeed("test", "stock_rnn.pt", "down.csv", "--order=time")
         )
 
+    def test_the_decimal_sign_of_the_training_is_that_of_test_and_predict_unless_given(self):
+        german = "".join(f"{value:.3f};\n" for value in walk(steps=120)).replace(".", ",")
+        self.write("german.csv", "open;x\n" + german)
+        self.refuse("--decimal . or --decimal , says", "german.csv", *SMALL)
+        self.succeed("german.csv", *SMALL, "--decimal=,")
+        values = load_checkpoint("stock_rnn.pt")[2]
+        np.testing.assert_allclose(values, walk(steps=120), atol=1e-3)
+        predicted = self.succeed("predict", "stock_rnn.pt", "german.csv")
+        self.assertIn("end where", self.succeed("test", "stock_rnn.pt", "german.csv"))
+        self.csv("english.csv", values)
+        for command in ("predict", "test"):
+            self.refuse("has", command, "stock_rnn.pt", "english.csv")
+            self.succeed(command, "stock_rnn.pt", "english.csv", "--decimal=.")
+        self.assertEqual(
+            self.succeed("predict", "stock_rnn.pt", "english.csv", "--decimal=."), predicted
+        )
+
     def test_help_without_a_command_lists_the_commands(self):
         for flag in ("-h", "--help"):
             status, out, _ = self.main(flag)
