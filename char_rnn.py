@@ -246,8 +246,8 @@ class RNN:
         self.optimizer = optimizer
         self.dtype = np.dtype(dtype).name
 
-        # Wax has a spread of 3: states after different characters start far apart. On the fables
-        # that is 0.02 nats better than a spread of 1, after as many seconds.
+        # Wax has a standard deviation of 3: states after different characters start far apart. On
+        # the fables that is 0.02 nats better than one of 1, after as many seconds.
         # Waa is orthogonal, the Q of QR: it keeps the length of a, and of gradients going back.
         # Wya / sqrt(H): as each a is at most 1 in size, z has variance 1 at most.
         H, V = hidden_size, vocab_size
