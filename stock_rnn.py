@@ -852,7 +852,7 @@ def load_checkpoint(path):
     return model, settings, saved["values"].numpy(), saved["state"]
 
 
-def write_whole(path, data, replace=False):
+def write_whole(path, data, replace):
     """Write bytes to a file whole or not at all, and return its name.
 
     They go to a temporary file beside it, which is then renamed. Without replace, the first free
