@@ -248,7 +248,7 @@ class RNN:
 
         # Wax has a standard deviation of 3: states after different characters start far apart. On
         # the fables that is 0.02 nats better than one of 1, after as many seconds.
-        # Waa is orthogonal, the Q of QR: it keeps the length of a, and of gradients going back.
+        # Waa is orthogonal, the Q of QR: by itself it keeps the length of a, and of gradients.
         # Wya / sqrt(H): as each a is at most 1 in size, z has variance 1 at most.
         H, V = hidden_size, vocab_size
         rng = np.random.default_rng(seed)
@@ -333,7 +333,7 @@ class RNN:
     def backward(self, inputs, a, y_pred, targets):
         """The gradients of loss by truncated backpropagation through time, for each parameter.
 
-        dx means dL/dx, and ' is the transpose. At one step, the loss of the target depends on z by
+        dx means dL/dx, and ' is the transpose. At one step of one stream, the loss depends on z by
             dL/dy_i = -1/y_i where i = target, else 0     dy_i/dz_j = y_i (1[i = j] - y_j)
             so that dL/dz_j = y_j - 1[j = target]         (1[...] is 1 where that is so, else 0)
         From there through the layers, and from the last step to the first:
@@ -343,15 +343,16 @@ class RNN:
             dWya = sum dz_t a_t'      dby = sum dz_t      sums over steps and streams
             dWax = sum dn_t x_t'      dba = sum dn_t      dWaa = sum dn_t a_{t-1}'
         Truncated: a_prev counts as a constant, no gradient reaches the batch before. In the code
-        each vector is a row, so that Wya' dz_t is dz[t] @ Wya; np.dot is the same product, which
-        costs less for small arrays. Raises UserError for targets that are no indices.
+        each vector is a row, so that Wya' dz_t is dz[t] @ Wya. Python counts from 0: dn[t] is
+        dn_{t+1}. np.dot is the same product, which costs less for small arrays.
+        Raises UserError for targets that are no indices.
         """
         a = np.asarray(a)
         targets = self.as_indices(targets)
         dz = (y_pred - self.one_hot(targets)) / streams_in(targets)
         from_z = dz @ self.Wya
         slope = 1 - a[1:] ** 2
-        dn = np.zeros_like(a)  # one step longer: after the last step there is nothing, dn[T] = 0
+        dn = np.zeros_like(a)  # one step longer: after the last one there is nothing, dn_{T+1} = 0
         for t in reversed(range(len(inputs))):
             dn[t] = slope[t] * (from_z[t] + np.dot(dn[t + 1], self.Waa))
         dn = dn[:-1]
@@ -627,8 +628,8 @@ def counting(train_ids, val_ids, vocab_size, longest=3):
 
     n(hc) is how often c follows the string h in the training part, n(h) how often anything does,
     and d(h) how many different characters do. Where long strings are rare the shorter ones fill in,
-    down to 1/V (Witten and Bell, 1991). The loss is that of val_ids but for the first; what is
-    before them is the training part, of which at most the last million characters are counted.
+    down to 1/V (Witten and Bell, 1991). The loss is that of val_ids but for the first, which follow
+    the training part. Of that, at most the last million characters are counted.
     """
     train = tuple(train_ids[-1_000_000:].tolist())
     followers = defaultdict(Counter)  # for each string h: how often each c follows
@@ -741,7 +742,7 @@ def draw_picture(path, run):
         axes.legend()
         axes.figure.savefig(picture, format=Path(path).suffix[1:])
     except (ImportError, ValueError) as error:
-        raise UserError(f"--plot needs matplotlib (pip install matplotlib): {error}") from error
+        raise UserError(f"--plot {path}: {error} (pip install matplotlib)") from error
     write_whole(path, picture.getvalue())
     run.plot = full_name
 

@@ -151,7 +151,8 @@ def split(values, seq_length, val_fraction=0.15, test_fraction=0.15, normalise="
     The last test_fraction of the values are the targets of the test set, those before them of the
     validation set; first windows look back into the part before. With auto, normalise is relative
     if all values of the training part are above zero, else difference. Raises UserError where a
-    part would be empty, or have no more than two windows of values to train on.
+    part would be empty, or have no more than two windows of values to train on, and where a value
+    after the training part does not fit its way to normalise.
     """
     if not 0 <= val_fraction + test_fraction < 1:
         raise UserError(
@@ -275,12 +276,12 @@ def set_rates(optimizer, scheduler):
 
 @torch.no_grad()
 def evaluate(model, loader, criterion):
-    """The mean loss over the batches of a loader, in eval mode."""
+    """The mean loss over the windows of a loader, in eval mode."""
     return mean_loss(model, loader, criterion)
 
 
 def mean_loss(model, loader, criterion, optimizer=None):
-    """The mean loss over one pass through a loader; an optimiser takes a step after each batch."""
+    """The mean loss over the windows of a loader; an optimiser takes a step after each batch."""
     model.train(optimizer is not None)
     device = next(model.parameters()).device
     total = 0.0
@@ -336,7 +337,8 @@ def test(model, test_set, steps=1):
     """How good a model is on a StockDataset, beside the naive forecast: a dict of figures.
 
     They are those of score, in the unit of the values, which a DataLoader does not know: a float
-    each, or for several steps ahead an array (steps,); and t by diebold_mariano, one step ahead.
+    each, or for several steps ahead an array (steps,); and t, that of diebold_mariano against the
+    naive forecast, one step ahead.
     Raises UserError as score does.
     """
     found = errors_by_step(model, test_set, steps)
@@ -418,7 +420,10 @@ def score(error, naive):
     value has moved.
     """
     if not np.any(naive**2):
-        raise UserError("no value to test on differs from the last one of its window")
+        raise UserError(
+            "no value to test on, or none that differs from the last one of its window: "
+            "take more values, or fewer --steps"
+        )
     forecast_move = naive - error  # the error of the last value is the move itself
     is_right = np.sign(forecast_move) == np.sign(naive)
     return {
@@ -487,6 +492,8 @@ def print_test(title, model, train_set, val_set, test_set, steps=1):
     errors = errors_of(model, test_set, train_set)
     naive = errors["naive"]
     figures = [score(error, naive) for error in errors.values()]
+    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
+    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
     t = [diebold_mariano(errors["model"], errors[name]) for name in BASELINES]
     print(f"\ntest on {len(naive):,} {title}\n")
     print_row("", errors)
@@ -494,8 +501,6 @@ def print_test(title, model, train_set, val_set, test_set, steps=1):
     print_row("Theil U, error / naive error", [f"{each['theil_u']:.4f}" for each in figures])
     print_row("moves with the right sign", [f"{each['direction']:.1%}" for each in figures])
     print_row("Diebold-Mariano t of model", ["-", *(f"{value:.2f}" for value in t)])
-    theil_u = np.atleast_1d(test(model, test_set, steps)["theil_u"])
-    shares = shares_inside(model, test_set, intervals(model, val_set, steps))
     print()
     print_row("steps ahead", map(str, range(1, steps + 1)))
     print_row("U at that step", [f"{each:.4f}" for each in theil_u])
@@ -646,7 +651,8 @@ def read_rows(path, file, column, decimal):
         raise UserError(f"{path} has no number in column {column!r}")
     if empty:
         tell(path, f"rows without a value: {len(empty):,} skipped, from line {empty[0]} on")
-    times = {name: cells for name, cells in times.items() if len(set(cells)) > 1}
+    if all(len(set(cells)) == 1 for cells in times.values()):
+        times = {}
     return np.array(values), times
 
 
@@ -1029,13 +1035,16 @@ def predict_command(args):
 
 
 def plain(value):
-    """A number in plain digits, ten of them at most."""
-    return np.format_float_positional(value, precision=10, fractional=False, trim="-")
+    """A number in plain digits, ten of them at most; a dash where there is none."""
+    digits = np.format_float_positional(value, precision=10, fractional=False, trim="-")
+    return digits.replace("nan", "-")
 
 
 def loaded(args):
     """A model, its settings and its values, and the values of a file."""
     model, settings, values, _ = load_checkpoint(args.checkpoint)
+    learned = f"{settings.column} of {Path(settings.prices).name}"
+    print(f"{args.checkpoint} has learned from {learned}", file=sys.stderr)
     found = load_prices(
         args.prices,
         args.column or settings.column,

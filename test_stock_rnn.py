@@ -320,6 +320,11 @@ FILES = [
         "Year,Month,Day,open\n2019,11,29,1\n2019,11,30,2\n2019,12,1,3\n2020,1,1,4\n",
         [1, 2, 3, 4],
     ),
+    (
+        "year, month and day within a year",
+        "Year,Month,Day,open\n2019,1,30,1\n2019,1,31,2\n2019,2,1,3\n",
+        UP,
+    ),
     ("day, month and year", "Day,Month,Year,open\n30,12,2019,1\n31,12,2019,2\n1,1,2020,3\n", UP),
     ("HistData", "date,time,open\n20120201,235900,1\n20120202,000000,2\n20120202,000100,3\n", UP),
     # Twice
@@ -871,6 +876,17 @@ class TestModel(InFolder):
                 np.testing.assert_allclose(found[step - 1], np.quantile(scaled, [0.1, 0.9]))
             np.testing.assert_array_equal(intervals(model, data), found[:1])
             self.assertAlmostEqual(shares_inside(model, data, found)[2], 0.8, delta=0.01)
+
+    def test_more_steps_than_values_are_refused_before_anything_is_printed(self):
+        self.train()
+        self.csv("few.csv", walk(9)[:20])
+        told = (
+            "no value to test on, or none that differs from the last one of its window: take more"
+        )
+        self.refuse(told, "test", "stock_rnn.pt", "few.csv", "--steps=16")
+        self.assertIn(" 15\n", self.succeed("test", "stock_rnn.pt", "few.csv", "--steps=15"))
+        out = self.succeed("predict", "stock_rnn.pt", "few.csv", "--steps=40")
+        self.assertEqual(out.splitlines()[-1].split()[1:], ["-", "-"])
 
     def test_an_interval_needs_30_errors_of_its_step(self):
         data = StockDataset(walk(), 5)
@@ -1480,7 +1496,7 @@ class TestCommandLine(InFolder):
         self.assertNotIn("end where", self.succeed("test", "stock_rnn.pt", "other.csv"))
 
     def test_predict_prints_plain_numbers(self):
-        self.succeed(self.csv("sine.csv", 50 + np.sin(np.arange(200) / 4)), *SMALL)
+        self.succeed(self.csv("sine.csv", 50 + np.sin(np.arange(400) / 4)), *SMALL)
         values = [*np.linspace(1, 2, 4), 12345.5]  # a window is enough
         status, out, _ = self.main(
             "predict", "stock_rnn.pt", self.csv("few.csv", values), "--steps=3"
@@ -1762,6 +1778,14 @@ class TestCheckpoint(InFolder):
         model, settings, values, state = load_checkpoint(path)
         data = StockDataset(values, 5)
         return vars(settings), values.tolist(), plain(state), forecast(model, data, 2).tolist()
+
+    def test_save_checkpoint_in_python_takes_a_free_name_unless_it_may_replace(self):
+        _, settings, values, state = load_checkpoint("stock_rnn.pt")
+        names = [
+            stock_rnn.save_checkpoint("mine.pt", settings, values, state, **options)
+            for options in ({}, {}, {"replace": True})
+        ]
+        self.assertEqual(names, ["mine.pt", "mine-2.pt", "mine.pt"])
 
     def test_a_damaged_checkpoint_is_refused_or_gives_the_very_same_values(self):
         whole = Path("stock_rnn.pt").read_bytes()
