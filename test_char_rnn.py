@@ -645,8 +645,8 @@ class TestCounting(InFolder):
         ids = self.rng.integers(0, 3, 1_000_040)
         ids[:40] = 2
         val = self.rng.integers(0, 3, 50)
-        self.assertEqual(counting(ids, val, 3), counting(ids[40:], val, 3))
-        self.assertNotEqual(counting(ids, val, 3), counting(ids[41:], val, 3))
+        self.assertEqual(counting(ids, val, 3, 1), counting(ids[40:], val, 3, 1))
+        self.assertNotEqual(counting(ids, val, 3, 1), counting(ids[41:], val, 3, 1))
 
 
 class TestTraining(InFolder):
@@ -1001,7 +1001,7 @@ class TestSystem(InFolder):
         self.assertFalse(Path("nowhere.npz").exists())
 
     def test_of_two_processes_on_one_checkpoint_each_file_is_whole_and_the_last_one_wins(self):
-        flags = [*self.flags, "--max-iters=4000"]
+        flags = [*self.flags, "--max-iters=2000"]
         self.succeed(*flags, "--checkpoint=straight.npz")
         first = self.started(*flags, row="500")
         second = self.start("resume", "char_rnn.npz")
