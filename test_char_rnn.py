@@ -515,6 +515,12 @@ class TestMathematics(InFolder):
                     expected -= 0.05 * g
                 np.testing.assert_allclose(rnn.by, expected, rtol=1e-12, err_msg=optimizer)
 
+    def test_an_update_without_a_scale_is_at_the_learning_rate(self):
+        rnn = RNN(2, 3, 4, 0.1, "sgd", dtype=np.float64)
+        before = rnn.by.copy()
+        rnn.update({name: np.ones_like(w) for name, w in rnn.parameters().items()}, Run(rnn))
+        np.testing.assert_allclose(before - rnn.by, 0.1)
+
     def test_the_divisor_of_a_step_is_never_zero(self):
         for rule, _ in OPTIMIZERS.values():
             with np.errstate(all="raise"):
