@@ -843,7 +843,7 @@ def load_checkpoint(path):
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         if archive.testzip() or any(entry.external_attr for entry in archive.infolist()):
-            raise ValueError("a checksum is wrong")  # which torch.load does not look at
+            raise ValueError("it is not as torch wrote it")  # which torch.load does not look at
         saved = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if saved["version"] != VERSION:
             raise ValueError("it is of another version")
